@@ -1,0 +1,114 @@
+"""How a script meets its user: flags, refusals in one line (status 2), signals (130 and 143)."""
+
+import argparse
+import contextlib
+import signal
+import sys
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+
+DTYPES = {
+    "float32": torch.float32,
+    "float": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "half": torch.float16,
+}
+
+
+class Refused(Exception):
+    """The run can't go on with what it was given.
+
+    The message is one line: what was given, what was expected and what to do about it.
+    """
+
+
+class Stopped(BaseException):
+    """SIGINT or SIGTERM arrived. Not an `Exception`, so that no handler of errors swallows it."""
+
+    def __init__(self, signum: int):
+        super().__init__(signal.Signals(signum).name)
+        self.status = 128 + signum
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser that takes `-` for `_` in a flag and refuses in one line."""
+
+    def __init__(self, **options):
+        super().__init__(
+            allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter, **options
+        )
+
+    def parse_args(self, args: Sequence[str] | None = None, namespace=None):
+        declared = {flag.replace("_", "-"): flag for flag in self._option_string_actions}
+        spelled = []
+        for word in sys.argv[1:] if args is None else args:
+            flag, equals, value = word.partition("=")
+            spelled.append(declared.get(flag.replace("_", "-"), flag) + equals + value)
+        return super().parse_args(spelled, namespace)
+
+    def error(self, message: str):
+        raise Refused(f"{message} (--help lists every option)")
+
+
+def number(kind: type, minimum: float, maximum: float = float("inf")) -> Callable[[str], float]:
+    """The argparse type of an int or float from `minimum` to `maximum`, both included."""
+    name = "a whole number" if kind is int else "a number"
+    limits = f"of at least {minimum}"
+    if maximum != float("inf"):
+        limits = f"from {minimum} to {maximum}"
+
+    def convert(text: str) -> float:
+        try:
+            value = kind(text)
+        except ValueError:
+            value = None
+        # Written so that NaN fails it, and infinity too: no option of ours means either.
+        if value is None or not (minimum <= value <= maximum and value < float("inf")):
+            raise argparse.ArgumentTypeError(f"expected {name} {limits}, got {text!r}")
+        return value
+
+    return convert
+
+
+@contextlib.contextmanager
+def signals_raise() -> Iterator[None]:
+    """Turn SIGINT and SIGTERM into `Stopped` while the block runs."""
+
+    def stop(signum, frame):
+        raise Stopped(signum)
+
+    previous = {s: signal.signal(s, stop) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for signum, handler in previous.items():
+            signal.signal(signum, handler)
+
+
+def exit_status(run: Callable[[], None]) -> int:
+    """Call `run` and return the process's exit status.
+
+    0 when it returns, 2 when it refuses or the system refuses it (disk full, no permission),
+    130 or 143 when SIGINT or SIGTERM stops it. The reason goes to standard error as one line.
+    """
+    try:
+        with signals_raise():
+            run()
+    except Refused as refusal:
+        print(f"error: {one_line(refusal)}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"error: {one_line(error)}", file=sys.stderr)
+        return 2
+    except Stopped as stop:
+        print(f"stopped by {stop}", file=sys.stderr)
+        return stop.status
+    return 0
+
+
+def one_line(error: BaseException, limit: int = 500) -> str:
+    """The error's message with its line breaks folded, cut after `limit` characters."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= limit else text[:limit] + " …"

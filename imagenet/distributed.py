@@ -1,0 +1,99 @@
+"""One process or many: start-up from torchrun's variables, sums over processes, shards.
+
+Every function also works, and does next to nothing, where there is one process.
+"""
+
+import contextlib
+import os
+from collections.abc import Iterator
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from command_line import Refused
+
+
+@contextlib.contextmanager
+def processes(device: str) -> Iterator[torch.device]:
+    """Join the processes that torchrun started, if it did, and leave them at the end.
+
+    Args:
+        device: `auto` (a GPU where there is one, else the CPU), `cpu`, `cuda`, `cuda:1`, …
+            Under torchrun, `auto` and `cuda` give each process the GPU of its local rank.
+
+    Yields:
+        This process's device.
+
+    Raises:
+        Refused: there is no such device.
+    """
+    chosen = choose_device(device)
+    if chosen.type == "cuda":
+        torch.cuda.set_device(chosen)
+    if "WORLD_SIZE" in os.environ and "RANK" in os.environ:
+        dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
+    try:
+        yield chosen
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def choose_device(device: str) -> torch.device:
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        chosen = torch.device(device)
+        if device == "cuda":
+            chosen = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+        torch.empty(1, device=chosen)
+    except (RuntimeError, AssertionError) as error:
+        gpus = torch.cuda.device_count()
+        raise Refused(
+            f"--device {device}: not to be had on this machine, where PyTorch sees {gpus} GPU(s); "
+            "use another number, --device cpu, or as many processes as there are GPUs"
+        ) from error
+    return chosen
+
+
+def rank() -> int:
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world_size() -> int:
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def sum_over_processes(values: Tensor) -> Tensor:
+    """The sum of every process's `values`, elementwise; the argument stays as it was."""
+    if not dist.is_initialized():
+        return values
+    total = values.clone()
+    dist.all_reduce(total)
+    return total
+
+
+def barrier() -> None:
+    """Wait until every process is here."""
+    if dist.is_initialized():
+        dist.barrier()
+
+
+def shard(count: int) -> slice:
+    """This process's contiguous share of `count` things, at most one more than any other's."""
+    each, left = divmod(count, world_size())
+    start = rank() * each + min(rank(), left)
+    return slice(start, start + each + (rank() < left))
+
+
+def data_parallel(model: nn.Module, device: torch.device) -> nn.Module:
+    """`model`, inside DistributedDataParallel where there are several processes.
+
+    As usual there, batch normalisation uses each process's own share of the batch in training,
+    and the running statistics are those of process 0.
+    """
+    if not dist.is_initialized():
+        return model
+    ids = [device.index] if device.type == "cuda" else None
+    return nn.parallel.DistributedDataParallel(model, device_ids=ids)

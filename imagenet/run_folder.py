@@ -1,0 +1,82 @@
+"""The folder of one run: held by one process at a time, its log one JSON record an epoch."""
+
+import contextlib
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from checkpoint import sync_folder
+from command_line import Refused
+
+CHECKPOINT = "checkpoint.pt"
+
+
+@contextlib.contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Make `folder` if need be, and hold it for this process until the block ends.
+
+    Raises:
+        Refused: it can't be written, or another run holds it.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = open(folder / "lock", "a")  # stays when the run ends: removing it would race
+    except OSError as error:
+        raise Refused(f"--save {folder}: can't be written ({error.strerror})") from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise Refused(
+                f"--save {folder}: another run is writing there; wait for it or choose "
+                "another folder"
+            ) from error
+        yield
+
+
+class Log:
+    """A file with a JSON record a line, each after the same prefix; `epoch` counts finished ones."""
+
+    def __init__(self, path: Path, prefix: str = ""):
+        self.path = path
+        self._prefix = prefix
+
+    def append(self, record: dict) -> None:
+        """Add a record and wait until it is on the disk.
+
+        Raises:
+            OSError: it can't be written.
+        """
+        with open(self.path, "a") as file:
+            file.write(self._prefix + json.dumps(record) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+    def cut(self, epoch: int) -> None:
+        """Drop what was logged after `epoch` finished epochs, and a line that was half written."""
+        if not self.path.exists():
+            return
+        kept = "".join(line for line in self._lines() if self._record(line)["epoch"] <= epoch)
+        temporary = self.path.with_name(self.path.name + ".tmp")
+        temporary.write_text(kept)
+        os.replace(temporary, self.path)
+        sync_folder(self.path.parent)
+
+    def records(self) -> list[dict]:
+        """Every whole record of the file."""
+        return [self._record(line) for line in self._lines()]
+
+    def _lines(self) -> list[str]:
+        lines = self.path.read_text().splitlines(keepends=True)
+        return [line for line in lines if line.startswith(self._prefix) and line.endswith("}\n")]
+
+    def _record(self, line: str) -> dict:
+        try:
+            record = json.loads(line[len(self._prefix) :])
+            return {**record, "epoch": int(record["epoch"])}
+        except (ValueError, KeyError, TypeError) as error:
+            raise Refused(
+                f"{self.path}: a line of it is no record of a run: {line[:80]!r}"
+            ) from error

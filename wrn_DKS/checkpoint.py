@@ -1,0 +1,171 @@
+"""Checkpoints: written whole or not at all, read without running code, loaded strictly.
+
+A checkpoint is a dict of tensors and plain Python values in torch.save's zip container.
+"""
+
+import contextlib
+import os
+import zipfile
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from command_line import Refused, one_line
+
+
+def save(path: Path, content: dict) -> None:
+    """Write `content` to `path` atomically: at any moment the old file or the new one is there.
+
+    Raises:
+        Refused: it can't be written (disk full, say); what was at `path` is untouched.
+    """
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        with open(temporary, "wb") as file:
+            torch.save(content, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        sync_folder(path.parent)
+    except (OSError, RuntimeError) as error:  # torch's zip writer turns OSError into RuntimeError
+        kept = "the previous one is whole; " if path.exists() else ""
+        raise Refused(
+            f"{path} can't be saved: {one_line(error, 150)}; {kept}"
+            "free some space or choose another folder"
+        ) from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make a rename in `folder` last through a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def load(path: Path) -> dict:
+    """Read the dict that `torch.save` wrote to `path`, to the CPU, running none of its code.
+
+    The zip container's CRCs are checked first, since torch.load doesn't: it would take a flipped
+    bit for a weight. Files from before torch 1.6 are no zip and have none; they load unchecked.
+
+    Raises:
+        Refused: no such file, damaged, not a checkpoint, or holding more than tensors and
+            plain values.
+    """
+    if not path.is_file():
+        raise Refused(f"{path}: no such file; give the path of a checkpoint")
+    try:
+        check_container(path)
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Refused:
+        raise
+    except Exception as error:  # damaged pickles raise nearly anything
+        unsafe = "Unsupported" in str(error) or "WeightsUnpickler" in str(error)
+        reason = "it holds code, or is no checkpoint" if unsafe else one_line(error, 150)
+        raise Refused(
+            f"{path} can't be loaded as a checkpoint: {reason}; use a whole file that holds "
+            "only tensors and plain values"
+        ) from error
+    if not isinstance(content, dict):
+        raise Refused(f"{path}: expected a dict in the checkpoint, found {type(content).__name__}")
+    return content
+
+
+def check_container(path: Path) -> None:
+    """Refuse a zip file whose content does not match its CRCs, or that ends early."""
+    with open(path, "rb") as file:
+        starts_as_zip = file.read(4) == b"PK\x03\x04"
+    if not zipfile.is_zipfile(path):
+        if starts_as_zip:
+            raise Refused(f"{path} is damaged: the file ends early; use another copy of it")
+        return
+    with zipfile.ZipFile(path) as archive:
+        # torch stores its records uncompressed; a compressed one could swell without bound.
+        if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
+            raise Refused(f"{path}: a compressed zip file, which torch.save does not write")
+        damaged = archive.testzip()
+    if damaged:
+        raise Refused(f"{path} is damaged: {damaged} fails its CRC; use another copy of it")
+
+
+def require(content: dict, kinds: dict[str, type], source: Path) -> None:
+    """Refuse a checkpoint that lacks one of the keys, or holds another type there."""
+    for key, kind in kinds.items():
+        if not isinstance(content.get(key), kind):
+            found = type(content[key]).__name__ if key in content else "nothing"
+            raise Refused(
+                f"{source}: expected {kind.__name__} under the key {key!r}, found {found}; "
+                "is it a checkpoint of this program?"
+            )
+
+
+def load_weights(model: nn.Module, weights: dict[str, Tensor], source: Path) -> None:
+    """Load a state dict strictly: every key, every shape, finite floats.
+
+    Floating-point tensors of another width are cast, which one printed line says.
+
+    Raises:
+        Refused: naming the first keys that are missing, unexpected or of another shape.
+    """
+    own = model.state_dict()
+    for what, names in (
+        ("lacks", [name for name in own if name not in weights]),
+        ("has the unexpected", [name for name in weights if name not in own]),
+    ):
+        if names:
+            raise Refused(f"{source} is of another network: it {what} {listing(names)}")
+    for name, tensor in own.items():
+        problem = difference(weights[name], tensor)
+        if problem:
+            raise Refused(f"{source} can't be used: {name} {problem}")
+    cast = [name for name, tensor in own.items() if weights[name].dtype != tensor.dtype]
+    if cast:
+        print(f"{source}: cast to the network's own number type: {listing(cast)}")
+    model.load_state_dict(weights)
+
+
+def difference(given: object, own: Tensor) -> str:
+    """What keeps `given` from taking the place of the tensor `own`; empty if nothing does."""
+    if not isinstance(given, Tensor) or given.layout != torch.strided:
+        return f"is no dense tensor but {type(given).__name__}"
+    if given.shape != own.shape:
+        return f"has shape {tuple(given.shape)}, expected {tuple(own.shape)}"
+    if given.is_floating_point() != own.is_floating_point() or given.is_complex():
+        return f"is of type {given.dtype}, expected {own.dtype}"
+    if not given.isfinite().all():
+        return "holds values that are not finite"
+    return ""
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, state: dict, source: Path) -> None:
+    """Load an optimizer's state dict; every tensor in it must fit its parameter.
+
+    Raises:
+        Refused: it is not the state of such an optimizer over such parameters.
+    """
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    try:
+        for index, buffers in state["state"].items():
+            for name, value in buffers.items():
+                problem = difference(value, parameters[index]) if value is not None else ""
+                if problem:
+                    raise Refused(
+                        f"{source} can't be resumed: {name} of parameter {index} {problem}"
+                    )
+        optimizer.load_state_dict(state)
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        raise Refused(
+            f"{source} can't be resumed: its optimizer is another one ({one_line(error, 150)})"
+        ) from error
+
+
+def listing(names: list[str], most: int = 3) -> str:
+    """The first few names and how many more there are, for a message."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
