@@ -22,10 +22,11 @@ def held(folder: Path) -> Iterator[None]:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = open(folder / "lock", "a")  # stays when the run ends: removing it would race
+        # The file stays when the run ends: removing it would race with the next to lock it.
+        descriptor = os.open(folder / "lock", os.O_WRONLY | os.O_CREAT, 0o666)
     except OSError as error:
         raise Refused(f"--save {folder}: can't be written ({error.strerror})") from error
-    with lock:
+    with os.fdopen(descriptor, "w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -37,7 +38,7 @@ def held(folder: Path) -> Iterator[None]:
 
 
 class Log:
-    """A file with a JSON record a line, each after the same prefix; `epoch` counts finished ones."""
+    """A file with one JSON record a line; `epoch` in it counts finished epochs."""
 
     def __init__(self, path: Path, prefix: str = ""):
         self.path = path

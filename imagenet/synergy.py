@@ -37,7 +37,7 @@ class SynergyLoss(nn.Module):
             `top-down`: the deeper teaches the shallower; `bottom-up`: the reverse.
         aux_weight: weight of the branches' cross-entropies; the paper's and the release's is 1.
         synergy_weight: weight of the synergy loss; likewise 1.
-        label_smoothing: share of each target that is spread evenly over all classes; 0 in the paper.
+        label_smoothing: share of each target spread evenly over all classes; 0 in the paper.
     """
 
     def __init__(
