@@ -1,0 +1,113 @@
+"""The networks: torchvision's backbone, and the branches of the table."""
+
+import pytest
+import torch
+import torchvision
+
+
+def conv(inputs: int, outputs: int, kernel: int) -> int:
+    return inputs * outputs * kernel**2 + 2 * outputs  # with its batch normalisation
+
+
+def basic(inputs: int, planes: int) -> int:
+    shortcut = conv(inputs, planes, 1) if inputs != planes else 0
+    return conv(inputs, planes, 3) + conv(planes, planes, 3) + shortcut
+
+
+def bottleneck(inputs: int, planes: int) -> int:
+    shortcut = conv(inputs, 4 * planes, 1) if inputs != 4 * planes else 0
+    middle = conv(inputs, planes, 1) + conv(planes, planes, 3)
+    return middle + conv(planes, 4 * planes, 1) + shortcut
+
+
+def stage(block, expansion: int, inputs: int, planes: int, count: int) -> int:
+    width = expansion * planes
+    return block(inputs, planes) + (count - 1) * block(width, planes)
+
+
+@pytest.mark.parametrize(
+    ("arch", "block", "expansion", "shallow", "deep"),
+    [
+        ("resnet18", basic, 1, ((256, 1), (512, 2)), (1024, 2)),
+        ("resnet50", bottleneck, 4, ((256, 3), (512, 2)), (1024, 3)),
+        ("resnet152", bottleneck, 4, ((256, 18), (512, 2)), (1024, 3)),
+    ],
+)
+def test_size_follows_from_the_table(imagenet, arch, block, expansion, shallow, deep):
+    (first, n1), (second, n2) = shallow
+    e = expansion
+    expected = (
+        stage(block, e, 128 * e, first, n1) + stage(block, e, first * e, second, n2),
+        stage(block, e, 256 * e, *deep),
+    )
+    with torch.device("meta"):
+        model = getattr(imagenet.resnet, arch)(num_classes=10)
+    for branch, count, width in zip(model.branches, expected, (second, deep[0]), strict=True):
+        sizes = sum(p.numel() for p in branch.parameters())
+        assert sizes == count + (width * e + 1) * 10
+
+
+@pytest.mark.parametrize("arch", ["resnet18", "resnet50", "resnet152"])
+def test_without_branches_it_is_torchvisions_network(imagenet, arch):
+    def plain():
+        return getattr(torchvision.models, arch)()
+
+    def ours():
+        return getattr(imagenet.resnet, arch)(branches=False)
+
+    assert imagenet.metrics.cost(ours, 224) == imagenet.metrics.cost(plain, 224)
+    with torch.device("meta"):
+        shapes, own = plain().state_dict(), ours().state_dict()
+    assert {k: v.shape for k, v in own.items()} == {k: v.shape for k, v in shapes.items()}
+
+
+def test_same_seed_same_backbone_and_logits(imagenet):
+    models = []
+    for build in (
+        lambda: torchvision.models.resnet18(num_classes=7),
+        lambda: imagenet.resnet.resnet18(branches=False, num_classes=7),
+        lambda: imagenet.resnet.resnet18(num_classes=7),
+    ):
+        torch.manual_seed(3)
+        models.append(build().eval())
+    plain, bare, full = models
+    for name, value in plain.state_dict().items():
+        assert torch.equal(value, bare.state_dict()[name])
+        assert torch.equal(value, full.state_dict()[name])
+    plain.load_state_dict(imagenet.resnet.backbone_weights(full.state_dict()), strict=True)
+    images = torch.randn(2, 3, 65, 48)
+    with torch.no_grad():
+        expected, one, three = plain(images), bare(images), full(images)
+    assert len(one) == 1 and len(three) == 3
+    assert torch.equal(one[0], expected) and torch.equal(three[0], expected)
+    assert all(logits.shape == (2, 7) for logits in three)
+
+
+def test_each_branch_grows_from_its_layer(imagenet):
+    """Gradients of a branch's logits reach the layers below its root and none above."""
+    model = imagenet.resnet.resnet18(num_classes=5)
+    logits = model(torch.randn(2, 3, 64, 64))
+    for index, last in ((1, "layer2"), (2, "layer3"), (0, "layer4")):
+        model.zero_grad()
+        logits[index].sum().backward(retain_graph=True)
+        layers = [f"layer{i}" for i in range(1, 5)]
+        reached = [n for n in layers if getattr(model, n)[0].conv1.weight.grad is not None]
+        assert reached[-1] == last
+        assert all(p.grad is not None for p in model.branches[index - 1].parameters()) or not index
+
+
+def test_branches_start_as_torchvisions_layers_do(imagenet):
+    torch.manual_seed(0)
+    deep = imagenet.resnet.resnet18().branches[1]
+    weight = deep.stages[0][0].conv2.weight  # fan-out 1024 · 9
+    assert weight.std().item() == pytest.approx((2 / (1024 * 9)) ** 0.5, rel=0.01)
+    assert (deep.stages[0][0].bn2.weight == 1).all()
+
+
+def test_another_network_is_another_row(imagenet):
+    resnet = imagenet.resnet
+    row = resnet.NETWORKS["resnet18"]._replace(blocks=(3, 4, 6, 3))
+    with torch.device("meta"):
+        model = resnet.DKSResNet(row, branches=False)
+        names = torchvision.models.resnet34().state_dict().keys()
+    assert model.state_dict().keys() == names
