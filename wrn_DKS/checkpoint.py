@@ -6,7 +6,9 @@ A checkpoint is a dict of tensors and plain Python values in torch.save's zip co
 import contextlib
 import os
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import BinaryIO
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +17,12 @@ from command_line import Refused, one_line
 
 
 def save(path: Path, content: dict) -> None:
-    """Write `content` to `path` atomically: at any moment the old file or the new one is there.
+    """Write a checkpoint as `write_whole` does."""
+    write_whole(path, lambda file: torch.save(content, file))
+
+
+def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """Let `write` fill `path` atomically: at any moment the old file or the new one is there.
 
     Raises:
         Refused: it can't be written (disk full, say); what was at `path` is untouched.
@@ -23,7 +30,7 @@ def save(path: Path, content: dict) -> None:
     temporary = path.with_name(path.name + ".tmp")
     try:
         with open(temporary, "wb") as file:
-            torch.save(content, file)
+            write(file)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)

@@ -31,10 +31,10 @@ class Sums:
                 value = value.double()
             self._sums[name] = self._sums[name] + value if name in self._sums else value
 
-    def totals(self) -> dict[str, Tensor]:
-        """The sums over all processes, on the CPU. Every process must call it together."""
+    def totals(self, all_processes: bool = True) -> dict[str, Tensor]:
+        """The sums over all processes, who must call it together, or this one's; on the CPU."""
         flat = torch.cat([value.reshape(-1) for value in self._sums.values()])
-        flat = sum_over_processes(flat).cpu()
+        flat = (sum_over_processes(flat) if all_processes else flat).cpu()
         pieces = flat.split([value.numel() for value in self._sums.values()])
         return {
             name: piece.view(value.shape)
