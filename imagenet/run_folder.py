@@ -11,6 +11,7 @@ from checkpoint import sync_folder
 from command_line import Refused
 
 CHECKPOINT = "checkpoint.pt"
+LOCK = "lock"
 
 
 @contextlib.contextmanager
@@ -23,7 +24,7 @@ def held(folder: Path) -> Iterator[None]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         # The file stays when the run ends: removing it would race with the next to lock it.
-        descriptor = os.open(folder / "lock", os.O_WRONLY | os.O_CREAT, 0o666)
+        descriptor = os.open(folder / LOCK, os.O_WRONLY | os.O_CREAT, 0o666)
     except OSError as error:
         raise Refused(f"--save {folder}: can't be written ({error.strerror})") from error
     with os.fdopen(descriptor, "w") as lock:

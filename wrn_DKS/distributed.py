@@ -35,9 +35,18 @@ def processes(device: str) -> Iterator[torch.device]:
         dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
     try:
         yield chosen
+    except RuntimeError as error:
+        if not dist.is_initialized() or not lost_a_process(error):
+            raise
+        raise Refused("another process of this run has ended; its own message says why") from error
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
+
+
+def lost_a_process(error: RuntimeError) -> bool:
+    """Whether the error comes from a collective whose other side is gone."""
+    return isinstance(error, dist.DistError) or "gloo" in str(error)
 
 
 def choose_device(device: str) -> torch.device:
@@ -78,6 +87,29 @@ def barrier() -> None:
     """Wait until every process is here."""
     if dist.is_initialized():
         dist.barrier()
+
+
+@contextlib.contextmanager
+def main_process_first() -> Iterator[None]:
+    """Let process 0 run the block before the others: to download, to claim a folder."""
+    if rank() != 0:
+        barrier()
+    yield
+    if rank() == 0:
+        barrier()
+
+
+def print_once(text: str) -> None:
+    """Print a line from process 0 alone."""
+    if rank() == 0:
+        print(text, flush=True)
+
+
+def share_buffers(model: nn.Module) -> None:
+    """Give every process the buffers (BN's running statistics) of process 0."""
+    if dist.is_initialized():
+        for buffer in model.buffers():
+            dist.broadcast(buffer, 0)
 
 
 def shard(count: int) -> slice:

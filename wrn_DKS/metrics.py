@@ -26,7 +26,9 @@ class Sums:
     def add(self, **values: Tensor | float) -> None:
         """Add scalars, or tensors of a shape that stays, to the sums of their names."""
         for name, value in values.items():
-            value = torch.as_tensor(value, device=self._device).detach()
+            if not isinstance(value, Tensor):
+                value = torch.full((), value, device=self._device)  # no copy from the host
+            value = value.detach()
             if self._device.type != "mps":  # which has no float64
                 value = value.double()
             self._sums[name] = self._sums[name] + value if name in self._sums else value

@@ -1,0 +1,170 @@
+"""What the checkpoints of a run hold, and how a run goes on from one.
+
+Keys of `checkpoint.pt`: `format` (1), `depth`, `width`, `image_size`, `classes`, `mean`, `std`
+(of the network and its data), `model` (state dict), `optimizer`, `scaler` (empty but in float16),
+`epoch` (finished ones), `options` (those of the command line), `processes`. An exported backbone
+holds the first eight. Random states are not among them: every random number is a function of the
+seed, the epoch and the process.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+import checkpoint
+from command_line import Refused
+from data import Facts
+from distributed import print_once, world_size
+from engine import Trainer
+from legacy import is_legacy, legacy_momentum, legacy_state_dict
+from options import Config
+
+FORMAT = 1
+NETWORK_KEYS = {
+    "format": int,
+    "depth": int,
+    "width": float,
+    "image_size": int,
+    "classes": list,
+    "mean": list,
+    "std": list,
+    "model": dict,
+}
+RUN_KEYS = {"optimizer": dict, "scaler": dict, "epoch": int, "options": dict, "processes": int}
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A checkpoint that was read: ours, an exported backbone, or one of the released code."""
+
+    source: Path
+    content: dict
+    weights: dict[str, torch.Tensor]  # under our names
+    facts: Facts | None  # the release's files say nothing of their data
+
+    @property
+    def has_branches(self) -> bool:
+        return any(str(name).startswith("branches.") for name in self.weights)
+
+
+def network_content(model: dict, config: Config, facts: Facts) -> dict:
+    """What both a checkpoint and an exported backbone hold."""
+    return {
+        "format": FORMAT,
+        "depth": config.depth,
+        "width": config.width,
+        "image_size": config.image_size,
+        "classes": list(facts.classes),
+        "mean": list(facts.mean),
+        "std": list(facts.std),
+        "model": model,
+    }
+
+
+def save_run(path: Path, trainer: Trainer, config: Config, facts: Facts, epoch: int) -> None:
+    """Save all of a run after `epoch` finished epochs."""
+    content = network_content(trainer.model.state_dict(), config, facts)
+    content |= {
+        "optimizer": trainer.optimizer.state_dict(),
+        "scaler": trainer.scaler.state_dict(),
+        "epoch": epoch,
+        "options": config.plain(),
+        "processes": world_size(),
+    }
+    checkpoint.save(path, content)
+
+
+def read(path: Path, config: Config) -> Saved:
+    """Read a checkpoint for the network that the options ask for.
+
+    Raises:
+        Refused: it is no checkpoint of ours or the release's, or of another network.
+    """
+    content = checkpoint.load(path)
+    if is_legacy(content):
+        try:
+            return Saved(path, content, legacy_state_dict(content["params"]), None)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise Refused(
+                f"{path}: its parameters are not the released code's ({error})"
+            ) from error
+    checkpoint.require(content, NETWORK_KEYS, path)
+    if content["format"] != FORMAT:
+        raise Refused(f"{path}: format {content['format']}, expected {FORMAT}; use a newer version")
+    facts = Facts(content["classes"], content["mean"], content["std"])
+    check_facts(facts, path)
+    for flag in ("depth", "width", "image_size"):
+        if content[flag] != getattr(config, flag):
+            raise Refused(
+                f"{path} has {flag} {content[flag]}, the options ask for {getattr(config, flag)}; "
+                f"give --{flag} {content[flag]}"
+            )
+    return Saved(path, content, content["model"], facts)
+
+
+def check_facts(facts: Facts, source: Path) -> None:
+    """Refuse classes that aren't names, or statistics that aren't three finite numbers."""
+    statistics = [*facts.mean, *facts.std]
+    numbers = all(isinstance(v, float) and abs(v) < 1e6 for v in statistics)
+    if len(facts.mean) != 3 or len(facts.std) != 3 or not numbers or min(facts.std) < 0:
+        raise Refused(f"{source}: mean and std are not three numbers each; the file is damaged")
+    if not facts.classes or not all(isinstance(name, str) for name in facts.classes):
+        raise Refused(f"{source}: the classes are not names; the file is damaged")
+
+
+def resume(saved: Saved, trainer: Trainer, config: Config, facts: Facts) -> int:
+    """Put the trainer where the checkpoint left it; returns the number of finished epochs.
+
+    Raises:
+        Refused: it can't be resumed with these options and data.
+    """
+    content, source = saved.content, saved.source
+    if saved.facts is None:
+        return resume_legacy(saved, trainer)
+    if "optimizer" not in content:
+        raise Refused(f"{source} is an exported backbone; resume needs a run's checkpoint")
+    checkpoint.require(content, RUN_KEYS, source)
+    changed = [
+        f"--{flag} {value} (was {content['options'].get(flag)})"
+        for flag, value in config.decisive().items()
+        if content["options"].get(flag) != value
+    ]
+    if changed:
+        raise Refused(
+            f"{source} was made with other options: {'; '.join(changed)}; resume with the same, "
+            "or start afresh in another folder"
+        )
+    if saved.facts != facts:
+        raise Refused(f"{source} was trained on other data than --dataroot {config.dataroot} holds")
+    if content["processes"] != world_size():
+        print_once(
+            f"resumed with {world_size()} processes where there were {content['processes']}: "
+            "batch normalisation sees other shares of each batch"
+        )
+    checkpoint.load_weights(trainer.model, saved.weights, source)
+    checkpoint.load_optimizer(trainer.optimizer, content["optimizer"], source)
+    if trainer.scaler.is_enabled():
+        trainer.scaler.load_state_dict(content["scaler"])
+    return finished_epochs(content, source)
+
+
+def resume_legacy(saved: Saved, trainer: Trainer) -> int:
+    """The same from a checkpoint of the released training script."""
+    checkpoint.require(saved.content, {"epoch": int, "optimizer": dict}, saved.source)
+    checkpoint.load_weights(trainer.model, saved.weights, saved.source)
+    names = [name for name, _ in trainer.model.named_parameters()]
+    try:
+        momentum = legacy_momentum(saved.content, names)
+    except (KeyError, TypeError, AttributeError, IndexError) as error:
+        raise Refused(f"{saved.source}: its optimizer is not the released code's") from error
+    groups = trainer.optimizer.state_dict()["param_groups"]
+    state = {"state": momentum, "param_groups": groups}
+    checkpoint.load_optimizer(trainer.optimizer, state, saved.source)
+    return finished_epochs(saved.content, saved.source)
+
+
+def finished_epochs(content: dict, source: Path) -> int:
+    if content["epoch"] < 0:
+        raise Refused(f"{source}: {content['epoch']} finished epochs; the file is damaged")
+    return content["epoch"]
