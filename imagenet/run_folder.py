@@ -29,7 +29,9 @@ def held(folder: Path) -> Iterator[None]:
         raise Refused(f"--save {folder}: can't be written ({error.strerror})") from error
     with os.fdopen(descriptor, "w") as lock:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # A record lock, which children don't inherit: a loader's worker that outlives a
+            # killed run by some seconds must not keep the run from being resumed.
+            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise Refused(
                 f"--save {folder}: another run is writing there; wait for it or choose "
