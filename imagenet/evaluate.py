@@ -1,14 +1,16 @@
 """Score a network on labelled images: the errors of every classifier and of their average."""
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
+from tqdm import tqdm
 
-from command_line import Refused
+from command_line import Refused, one_line
 from data import batches
 from metrics import Sums, topk_correct
 
@@ -30,6 +32,22 @@ class Scores:
     unreadable: int  # skipped
 
 
+@contextlib.contextmanager
+def refuse_too_large_batches() -> Iterator[None]:
+    """Turn running out of memory, in the block or decorated function, into a refusal."""
+    try:
+        yield
+    except RuntimeError as error:
+        # cuDNN, cuBLAS and the CPU's allocator raise no class of their own.
+        if not isinstance(error, torch.OutOfMemoryError) and "alloc" not in str(error).lower():
+            raise
+        raise Refused(
+            f"not enough memory for a batch ({one_line(error, 150)}); use a smaller batch size "
+            "(-b) or --dtype bfloat16"
+        ) from error
+
+
+@refuse_too_large_batches()
 @torch.no_grad()
 def evaluate(
     model: nn.Module,
@@ -55,9 +73,7 @@ def evaluate(
     model.eval()
     sums = Sums(device)
     for images, labels in batches(loader, device):
-        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-            logits = classify(model, images)
-        sums.add(**counts(logits, labels))
+        sums.add(**counts(forward(model, images, dtype), labels))
         if progress:
             progress(lambda: scores(sums.totals(all_processes=False)))
     totals = sums.totals()
@@ -71,15 +87,22 @@ def evaluate(
     return scores(totals)
 
 
-def classify(model: nn.Module, images: Tensor) -> tuple[Tensor, ...]:
-    """The model's logits; a batch that is too large for the device is refused."""
+@torch.no_grad()
+def check_image_size(model: nn.Module, image_size: int, device: torch.device) -> None:
+    """Refuse images of `image_size` pixels if the model, in evaluation mode, can't take them."""
     try:
-        return model(images)
-    except torch.OutOfMemoryError as error:
+        model(torch.zeros(1, 3, image_size, image_size, device=device))
+    except (AssertionError, RuntimeError) as error:
         raise Refused(
-            f"not enough memory on {images.device} for {len(images)} images at once; "
-            "use a smaller batch size (-b) or --dtype bfloat16"
+            f"--image-size {image_size}: the network can't take such images "
+            f"({one_line(error, 150)}); use the size it was trained with"
         ) from error
+
+
+def forward(model: nn.Module, images: Tensor, dtype: torch.dtype) -> tuple[Tensor, ...]:
+    """The model's logits, computed under autocast unless `dtype` is float32."""
+    with torch.autocast(images.device.type, dtype, enabled=dtype != torch.float32):
+        return model(images)
 
 
 def counts(logits: Sequence[Tensor], labels: Tensor) -> dict[str, Tensor]:
@@ -98,8 +121,8 @@ def counts(logits: Sequence[Tensor], labels: Tensor) -> dict[str, Tensor]:
     average = stacked.softmax(-1).mean(0, keepdim=True) if len(stacked) > 1 else stacked
     ranked = torch.cat([stacked, average])
     return {
-        "top1": torch.stack([topk_correct(scores, labels, 1) for scores in ranked]),
-        "top5": torch.stack([topk_correct(scores, labels, 5) for scores in ranked]),
+        "top1": torch.stack([topk_correct(each, labels, 1) for each in ranked]),
+        "top5": torch.stack([topk_correct(each, labels, 5) for each in ranked]),
         "images": (labels >= 0).sum(),
         "unreadable": (labels < 0).sum(),
         "not_finite": (~stacked.isfinite().all(-1).all(0)).sum(),
@@ -114,3 +137,34 @@ def scores(totals: dict[str, Tensor]) -> Scores:
         for pair in zip(totals["top1"], totals["top5"], strict=True)
     ]
     return Scores(tuple(wrong[:-1]), wrong[-1], images, int(totals["unreadable"]))
+
+
+class Bar:
+    """A progress bar with the running errors of this process's images; `evaluate` calls it.
+
+    Args:
+        batches: how many there will be.
+        every: batches between refreshes, each of which waits for the device.
+        shown: False makes it do nothing, for all processes but one.
+    """
+
+    def __init__(self, batches: int, every: int, shown: bool = True):
+        self._bar = tqdm(total=batches, unit="batch", disable=not shown)
+        self._every = every
+        self._done = 0
+
+    def __enter__(self) -> "Bar":
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self._bar.close()
+
+    def __call__(self, scores_so_far: Callable[[], Scores]) -> None:
+        self._done += 1
+        if self._bar.disable or (self._done % self._every and self._done < self._bar.total):
+            return
+        errors = scores_so_far().classifiers[0]
+        self._bar.set_postfix_str(
+            f"top-1 {errors.top1:.2f}%, top-5 {errors.top5:.2f}%", refresh=False
+        )
+        self._bar.update(self._done - self._bar.n)

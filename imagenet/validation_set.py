@@ -1,0 +1,137 @@
+"""Which images `val/` holds, and the class index of each: by name, not by order of folders."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from torchvision.datasets.folder import IMG_EXTENSIONS
+
+from command_line import Refused
+from images import list_images
+
+SYNSETS = Path(__file__).with_name("imagenet_synsets.txt")
+
+
+class NamedImages(NamedTuple):
+    """Image files and the class name of each."""
+
+    paths: list[Path]
+    names: list[str]
+    remarks: list[str]  # what a person should know of, such as files that are left out
+
+
+def imagenet_synsets() -> list[str]:
+    """The WordNet ids of ImageNet's 1,000 classes (ILSVRC 2012), in the order of their indices."""
+    return SYNSETS.read_text().split()
+
+
+def find_images(data: Path, val_labels: Path | None = None) -> NamedImages:
+    """Find the images of `data/val`, in one folder a class or, with `val_labels`, all in one.
+
+    Raises:
+        Refused: a folder is missing or empty, both layouts are mixed, or no file of labels says
+            which class an image has.
+    """
+    val = data / "val"
+    if not val.is_dir():
+        raise Refused(f"{val}: no such folder; give the folder that contains val/")
+    loose = sorted(path for path in val.iterdir() if path.suffix.lower() in IMG_EXTENSIONS)
+    has_folders = any(path.is_dir() for path in val.iterdir())
+    if not loose and not has_folders:
+        raise Refused(f"{val}: empty; expected one folder a class, or images and --val-labels")
+    if loose and has_folders:
+        raise Refused(
+            f"{val}: holds folders and {len(loose)} loose image(s), {loose[0].name} first; "
+            "put every image in its class's folder, or all of them in val/ itself"
+        )
+    if has_folders:
+        if val_labels:
+            raise Refused(f"--val-labels {val_labels}: {val} has a folder a class; leave it out")
+        found = list_images(val)
+        remarks = [f"{found.others} files of other kinds left out"] if found.others else []
+        return NamedImages(found.paths, [found.classes[i] for i in found.labels], remarks)
+    if not val_labels:
+        raise Refused(
+            f"{val}: {len(loose)} images and no folders of classes; say their classes with "
+            "--val-labels LOC_val_solution.csv (Kaggle's), or a file with lines 'filename wnid'"
+        )
+    return named_by_file(loose, val_labels)
+
+
+def named_by_file(paths: Sequence[Path], val_labels: Path) -> NamedImages:
+    """Give each image the class name that the file of labels has for it."""
+    of_file = read_labels(val_labels)
+    # Kaggle's file names the images without their extension.
+    names = [of_file.get(path.name, of_file.get(path.stem)) for path in paths]
+    unnamed = [path for path, name in zip(paths, names, strict=True) if name is None]
+    if unnamed:
+        raise Refused(
+            f"--val-labels {val_labels}: no label for {len(unnamed)} image(s), "
+            f"{unnamed[0].name} first; complete the file or move them away"
+        )
+    left = len(of_file) - len(paths)
+    remarks = [f"{left} of the images that {val_labels} names are not there"] if left > 0 else []
+    return NamedImages(list(paths), names, remarks)
+
+
+def read_labels(path: Path) -> dict[str, str]:
+    """The class name of each file name: from `name wnid` or Kaggle's `name,wnid x y x y …`.
+
+    Raises:
+        Refused: no such file, another format, or two classes for one name.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except FileNotFoundError as error:
+        raise Refused(f"--val-labels {path}: no such file") from error
+    except UnicodeDecodeError as error:
+        raise Refused(f"--val-labels {path}: not a text file") from error
+    if lines and all(line.strip().isdigit() for line in lines if line.strip()):
+        raise Refused(
+            f"--val-labels {path}: numbers alone, like the devkit's ground truth, whose numbers "
+            "are not class indices; use lines 'filename wnid' or Kaggle's LOC_val_solution.csv"
+        )
+    labels: dict[str, str] = {}
+    for number, line in enumerate(lines, 1):
+        if not line.strip() or line.startswith("ImageId,"):  # Kaggle's heading
+            continue
+        match = re.match(r"\s*(.+?)[,\s]\s*(n\d{8})\b", line)
+        if not match:
+            raise Refused(
+                f"--val-labels {path}, line {number}: expected 'filename wnid', got {line[:60]!r}"
+            )
+        if labels.setdefault(match[1], match[2]) != match[2]:
+            raise Refused(f"--val-labels {path}, line {number}: a second class for {match[1]}")
+    return labels
+
+
+def class_indices(names: Sequence[str], classes: Sequence[str] | None, outputs: int) -> list[int]:
+    """The class index of each image.
+
+    Args:
+        names: the class name of each image.
+        classes: the network's class names in the order of its outputs, where it is known. A
+            network of 1,000 outputs without any is taken for one of ImageNet's; with another
+            one, sorted names count, as torchvision's ImageFolder has it.
+        outputs: how many outputs the network has, K.
+
+    Raises:
+        Refused: an image is of none of the classes, or the number of classes is not K.
+    """
+    present = sorted(set(names))
+    if classes is None:
+        classes = imagenet_synsets() if outputs == 1000 else present
+    if len(classes) != outputs:
+        raise Refused(
+            f"{len(classes)} classes for a network of {outputs} outputs, and no class names in "
+            "its checkpoint; use the validation set that it was trained for"
+        )
+    index = {name: i for i, name in enumerate(classes)}
+    unknown = [name for name in present if name not in index]
+    if unknown:
+        raise Refused(
+            f"val/{unknown[0]} is none of the network's {outputs} classes, nor are "
+            f"{len(unknown) - 1} others; expected names such as {classes[0]}"
+        )
+    return [index[name] for name in names]

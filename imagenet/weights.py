@@ -1,0 +1,119 @@
+"""Checkpoint files of ImageNet networks: the forms that are read, and the one that is written."""
+
+import hashlib
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+import checkpoint
+import resnet
+from command_line import Refused, one_line
+
+# What DistributedDataParallel (or DataParallel) and torch.compile put before every name.
+WRAPPERS = re.compile(r"^(module\.|_orig_mod\.)+")
+
+# The release of DHM, whose branches these are, calls the shallow one head2, the deep one head1.
+DHM_NAMES = {
+    "layer3_head2": "branches.0.stages.0",
+    "layer4_head2": "branches.0.stages.1",
+    "fc_head2": "branches.0.classifier",
+    "layer4_head1": "branches.1.stages.0",
+    "fc_head1": "branches.1.classifier",
+}
+
+
+class Checkpoint(NamedTuple):
+    """What a file holds, under this project's names."""
+
+    weights: dict[str, Tensor]
+    class_names: list[str] | None  # in the order of the outputs, where the file has them
+    arch: str | None  # likewise
+
+
+def read(path: Path) -> Checkpoint:
+    """Read a checkpoint file to the CPU, running none of its code.
+
+    Accepted: a state dict, by itself or under `model` or `state_dict`; names as torchvision has
+    them, `branches.…`, or DHM's for the branches; wrappers' prefixes before them or not;
+    torch.save's containers of any age, and safetensors.
+
+    Raises:
+        Refused: no such file, damaged, or something else.
+    """
+    content = read_safetensors(path) if path.suffix == ".safetensors" else checkpoint.load(path)
+    state = content
+    for key in ("model", "state_dict"):
+        if isinstance(content.get(key), Mapping):
+            state = content[key]
+            break
+    if not all(isinstance(name, str) for name in state):
+        raise Refused(f"{path}: no state dict: its keys are not names of parameters")
+    weights = {own_name(name): value for name, value in state.items()}
+    if len(weights) != len(state):
+        raise Refused(f"{path}: two parameters of one name, once module. and the like are removed")
+    # BatchNorm counts batches since PyTorch 0.4.1; evaluation does not use the number.
+    if not any(name.endswith(".num_batches_tracked") for name in weights):
+        for name in [name for name in weights if name.endswith(".running_mean")]:
+            counter = name.removesuffix("running_mean") + "num_batches_tracked"
+            weights[counter] = torch.tensor(0)
+    around = {} if state is content else content
+    names, arch = around.get("class_names"), around.get("arch")
+    return Checkpoint(
+        weights, names if isinstance(names, list) else None, arch if isinstance(arch, str) else None
+    )
+
+
+def own_name(name: str) -> str:
+    """A parameter's name here, from its name in a checkpoint."""
+    name = WRAPPERS.sub("", name)
+    module, dot, rest = name.partition(".")
+    return DHM_NAMES.get(module, module) + dot + rest
+
+
+def read_safetensors(path: Path) -> dict[str, Tensor]:
+    try:
+        from safetensors.torch import load_file
+    except ImportError as error:
+        raise Refused(f"{path}: reading it needs a package: pip install safetensors") from error
+    if not path.is_file():
+        raise Refused(f"{path}: no such file; give the path of a checkpoint")
+    try:
+        return load_file(path)
+    except Exception as error:  # safetensors has its own class for damage, and raises others
+        raise Refused(f"{path} can't be read as safetensors: {one_line(error, 150)}") from error
+
+
+def export_backbone(model: nn.Module, path: Path) -> None:
+    """Write the backbone's state dict, under torchvision's names, atomically.
+
+    Args:
+        model: a network, in DistributedDataParallel or compiled or not.
+        path: ends in `.safetensors` for that format; else torch.save's is used.
+
+    Raises:
+        Refused: the file can't be written, or the package safetensors is missing.
+    """
+    state = {own_name(name): value for name, value in model.state_dict().items()}
+    weights = {
+        name: value.detach().cpu().contiguous()
+        for name, value in resnet.backbone_weights(state).items()
+    }
+    if path.suffix != ".safetensors":
+        checkpoint.save(path, weights)
+        return
+    try:
+        from safetensors.torch import save
+    except ImportError as error:
+        raise Refused(f"{path}: writing it needs a package: pip install safetensors") from error
+    content = save(weights, metadata={"format": "pt"})
+    checkpoint.write_whole(path, lambda file: file.write(content))
+
+
+def sha256(path: Path) -> str:
+    """The file's SHA-256, in hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
