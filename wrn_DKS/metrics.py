@@ -35,6 +35,8 @@ class Sums:
 
     def totals(self, all_processes: bool = True) -> dict[str, Tensor]:
         """The sums over all processes, who must call it together, or this one's; on the CPU."""
+        if not self._sums:
+            return {}
         flat = torch.cat([value.reshape(-1) for value in self._sums.values()])
         flat = (sum_over_processes(flat) if all_processes else flat).cpu()
         pieces = flat.split([value.numel() for value in self._sums.values()])

@@ -1,0 +1,93 @@
+"""The options of a training run, checked; which of them a resumed run may change."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+
+from command_line import DTYPES, Refused
+from train_flags import build_parser
+
+# What a resumed run may change. The places of things, and how fast they go; and the number of
+# epochs under a schedule that does not depend on it.
+FREE = (
+    *("data", "val_labels", "workers", "prefetch", "device", "compile", "grad_accumulation"),
+    *("save", "resume", "checkpoint_minutes", "log_interval", "export"),
+)
+
+
+@dataclass(frozen=True)
+class Config:
+    """Every option of `train.py`, under the name of its flag."""
+
+    data: Path
+    val_labels: Path | None
+    image_size: int  # pixels
+    augmentation: str
+    workers: int  # for each process of the run
+    prefetch: int  # batches, for each worker
+    arch: str
+    method: str
+    direction: str
+    aux_weight: float
+    synergy_weight: float
+    label_smoothing: float
+    epochs: int
+    batch_size: int  # images, over all processes
+    grad_accumulation: int  # parts of a process's share of a batch
+    lr: float
+    lr_schedule: str
+    milestones: tuple[int, ...]  # finished epochs
+    lr_factor: float
+    warmup_epochs: float
+    momentum: float
+    weight_decay: float
+    ema: float  # decay; 0: no average
+    seed: int
+    device: str
+    dtype_name: str
+    compile: bool
+    resume: str  # a path, `auto`, or empty
+    save: Path
+    checkpoint_minutes: float
+    log_interval: int  # steps
+    export: Path | None
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return DTYPES[self.dtype_name]
+
+    def plain(self) -> dict:
+        """The options as plain values, for a file."""
+        values = {
+            **asdict(self),
+            "milestones": list(self.milestones),
+            "dtype_name": str(self.dtype),
+        }
+        return {key: str(v) if isinstance(v, Path) else v for key, v in values.items()}
+
+    def decisive(self) -> dict:
+        """The options that a resumed run must share with the run it resumes."""
+        free = FREE if self.lr_schedule == "cosine" else (*FREE, "epochs")
+        return {key: value for key, value in self.plain().items() if key not in free}
+
+
+def parse(argv: Sequence[str] | None = None) -> Config:
+    """Read the command line, the process's own if `argv` is None.
+
+    Raises:
+        Refused: a flag is unknown or wrong, or flags contradict each other.
+    """
+    values = vars(build_parser().parse_args(argv))
+    if values["augmentation"] is None:
+        values["augmentation"] = "resized-crop" if values["arch"] == "resnet152" else "crop"
+    config = Config(**values)
+    if config.lr_schedule == "cosine" and config.warmup_epochs >= config.epochs:
+        raise Refused(
+            f"--warmup-epochs {config.warmup_epochs:g} of --epochs {config.epochs}: nothing is "
+            "left for the cosine; use fewer"
+        )
+    if config.export and not config.export.parent.is_dir():
+        raise Refused(f"--export {config.export}: no folder {config.export.parent}; make it first")
+    return config
