@@ -52,10 +52,11 @@ def load_classifier(arch: str, path: Path, branches: bool = False) -> Classifier
         raise Refused(f"{path}: no auxiliary branches in it; leave out --branches")
     network = build(arch, branches)
     last = backbone_outputs(network)
-    if last in state and len(state[last]) != 1000:
-        network = build(arch, branches, len(state[last]))
+    shape = getattr(state.get(last), "shape", ())
+    outputs = shape[0] if shape else 1000
+    if outputs != 1000:
+        network = build(arch, branches, outputs)
     checkpoint.load_weights(network, state, path)
-    outputs = len(state[last])
     if found.class_names and len(found.class_names) != outputs:
         raise Refused(f"{path}: {len(found.class_names)} class names for {outputs} outputs")
     return Classifier(as_tuple(network.eval()), outputs, found.class_names)

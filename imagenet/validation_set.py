@@ -131,7 +131,7 @@ def class_indices(names: Sequence[str], classes: Sequence[str] | None, outputs: 
     unknown = [name for name in present if name not in index]
     if unknown:
         raise Refused(
-            f"val/{unknown[0]} is none of the network's {outputs} classes, nor are "
-            f"{len(unknown) - 1} others; expected names such as {classes[0]}"
+            f"class {unknown[0]} ({len(unknown)} such) is none of the network's {outputs}; "
+            f"expected names such as {classes[0]}"
         )
     return [index[name] for name in names]

@@ -1,0 +1,81 @@
+"""ImageNet's evaluation preprocessing, its images and their shares among processes."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from synthetic import write_image
+
+MEAN, STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
+
+
+def released(path, size=256, crop=224):
+    """The released preprocessing by PIL alone: the exact pixels of the crop, (H, W, 3) uint8."""
+    with Image.open(path) as image:
+        image = image.convert("RGB").resize((size, size), Image.Resampling.BICUBIC)
+    start = round((size - crop) / 2)
+    return np.asarray(image.crop((start, start, start + crop, start + crop)))
+
+
+def pixels(tensor):
+    """Undo the normalisation."""
+    return (tensor.permute(1, 2, 0).double().numpy() * STD + MEAN) * 255
+
+
+@pytest.mark.parametrize("size", [(500, 375), (90, 200), (256, 256), (1, 1)])
+def test_square_resize_has_the_released_pixels(imagenet, tmp_path, size):
+    path = write_image(tmp_path / "a.png", size=size)
+    tensor = imagenet.data.ImageFiles([path], [3], imagenet.data.evaluation_transform())[0][0]
+    assert tensor.shape == (3, 224, 224) and tensor.dtype == torch.float32
+    assert np.array_equal(pixels(tensor).round(), released(path))
+    assert abs(pixels(tensor) - released(path)).max() < 1e-3
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "RGBA", "CMYK"])
+def test_modes_are_converted_as_image_folder_does(imagenet, tmp_path, mode):
+    path = tmp_path / ("a.jpg" if mode == "CMYK" else "a.png")
+    with Image.open(write_image(tmp_path / "rgb.png", size=(300, 200))) as image:
+        image.convert(mode).save(path)
+    tensor, label = imagenet.data.ImageFiles([path], [3], imagenet.data.evaluation_transform())[0]
+    assert label == 3
+    assert np.array_equal(pixels(tensor).round(), released(path))
+
+
+def test_small_crops_scale_the_resize(imagenet, tmp_path):
+    path = write_image(tmp_path / "a.png", size=(64, 48))
+    with Image.open(path) as image:
+        tensor = imagenet.data.evaluation_transform(64)(image)
+    assert np.array_equal(pixels(tensor).round(), released(path, 73, 64))
+
+
+def test_shorter_side_keeps_the_aspect_ratio(imagenet, tmp_path):
+    with Image.open(write_image(tmp_path / "a.png", size=(300, 200))) as image:
+        tensor = imagenet.data.evaluation_transform(224, "shorter-side")(image)
+        resized = image.resize((384, 256), Image.Resampling.BICUBIC)
+    assert np.array_equal(pixels(tensor).round(), np.asarray(resized.crop((80, 16, 304, 240))))
+
+
+def test_every_image_is_in_exactly_one_share(imagenet, monkeypatch):
+    data, distributed = imagenet.data, imagenet.distributed
+    seen = []
+    for rank in range(3):
+        for module in (data, distributed):
+            monkeypatch.setattr(module, "world_size", lambda: 3)
+        monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
+        loader = data.evaluation_loader(range(11), 6, 0, torch.device("cpu"))
+        assert loader.batch_size == 2
+        seen += [int(i) for batch in loader for i in batch]
+    assert seen == list(range(11))
+    with pytest.raises(imagenet.command_line.Refused, match="2 image"):
+        data.evaluation_loader(range(2), 6, 0, torch.device("cpu"))
+
+
+def test_unreadable_images_are_refused_or_marked(imagenet, tmp_path, capsys):
+    path = tmp_path / "broken.jpg"
+    path.write_bytes(b"not an image")
+    transform = imagenet.data.evaluation_transform(32)
+    with pytest.raises(imagenet.command_line.Refused, match="broken.jpg"):
+        imagenet.data.ImageFiles([path], [7], transform)[0]
+    tensor, label = imagenet.data.ImageFiles([path], [7], transform, skip_unreadable=True)[0]
+    assert label == -1 and tensor.shape == (3, 32, 32)
+    assert "broken.jpg" in capsys.readouterr().err
