@@ -75,7 +75,7 @@ class Trainer:
         interval = 1 if self.device.type == "cpu" else 50
         for step, batch in enumerate(progress.over(batches.epoch(epoch)), 1):
             logits, losses = self.losses(batch)
-            self._update(losses.total * (batch.share * world_size()))
+            self.update(losses.total * (batch.share * world_size()))
             bad_step.look(losses.total, step)
             count(sums, batch, logits, losses)
             if step % interval == 0 or step == len(batches):
@@ -100,7 +100,8 @@ class Trainer:
             logits = self._parallel(batch.images)
         return logits, self.loss(logits, batch.labels)
 
-    def _update(self, loss: Tensor) -> None:
+    def update(self, loss: Tensor) -> None:
+        """One step of SGD down the gradient of `loss`."""
         self.optimizer.zero_grad(set_to_none=True)
         self.scaler.scale(loss).backward()
         self.scaler.step(self.optimizer)

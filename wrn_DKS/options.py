@@ -11,9 +11,6 @@ from data import IMAGE_SIZES
 from synergy import DIRECTIONS, METHODS
 from wide_resnet import blocks_per_group, group_channels
 
-# Options on which the numbers that a run ends with don't depend.
-FREE = ("dataroot", "nthread", "epochs", "device", "resume", "save", "evaluate", "export")
-
 
 @dataclass(frozen=True)
 class Config:
@@ -56,7 +53,12 @@ class Config:
 
     def decisive(self) -> dict:
         """The options that a resumed run must share with the run it resumes."""
-        return {key: value for key, value in self.plain().items() if key not in FREE}
+        return {key: value for key, value in self.plain().items() if key in DECISIVE}
+
+
+# Options on which the numbers depend that a run of so many epochs ends with.
+FREE = ("dataroot", "nthread", "epochs", "device", "resume", "save", "evaluate", "export")
+DECISIVE = tuple(field.name for field in fields(Config) if field.name not in FREE)
 
 
 def parse(argv: Sequence[str] | None = None) -> Config:

@@ -1,0 +1,113 @@
+"""The loss against a plain double loop, its gradients, its directions."""
+
+import pytest
+import torch
+
+
+def random_logits(count, batch=5, classes=7, dtype=torch.float64, seed=0):
+    draws = torch.Generator().manual_seed(seed)
+    logits = torch.randn(count, batch, classes, dtype=torch.float64, generator=draws) * 3
+    return [each.to(dtype).requires_grad_() for each in logits]
+
+
+def double_loop(logits, direction):
+    """The synergy loss by its definition: every pair, every image, every class."""
+    count, depth = len(logits), {0: len(logits)}  # the backbone's classifier is the deepest
+    depth |= {i: i for i in range(1, count)}
+    probabilities = [each.softmax(-1) for each in logits]
+    total = torch.zeros((), dtype=torch.float64)
+    for teacher in range(count):
+        for student in range(count):
+            teaches = {
+                "bidirectional": teacher != student,
+                "top-down": depth[teacher] > depth[student],
+                "bottom-up": depth[teacher] < depth[student],
+            }[direction]
+            if teaches:
+                p = probabilities[teacher].detach()
+                total = total + (p * (p / probabilities[student]).log()).sum(-1).mean()
+    return total
+
+
+@pytest.mark.parametrize("direction", ["bidirectional", "top-down", "bottom-up"])
+@pytest.mark.parametrize("count", range(1, 9))
+def test_equals_the_double_loop(folder, count, direction):
+    ours, plain = random_logits(count), random_logits(count)
+    labels = torch.tensor([0, 1, 2, 6, 6])
+    losses = folder.synergy.SynergyLoss("dks", direction)(ours, labels)
+    synergy = double_loop(plain, direction)
+    cross_entropies = [torch.nn.functional.cross_entropy(each, labels) for each in plain]
+    torch.testing.assert_close(losses.synergy, synergy)
+    torch.testing.assert_close(losses.backbone, cross_entropies[0])
+    torch.testing.assert_close(losses.total, synergy + sum(cross_entropies))
+    losses.total.backward()
+    (synergy + sum(cross_entropies)).backward()
+    for mine, theirs in zip(ours, plain, strict=True):
+        torch.testing.assert_close(mine.grad, theirs.grad)
+
+
+def test_weights_and_methods(folder):
+    labels = torch.tensor([0, 1, 2, 6, 6])
+    logits = random_logits(3)
+    SynergyLoss = folder.synergy.SynergyLoss
+    dks = SynergyLoss("dks", aux_weight=0.5, synergy_weight=2.0)(logits, labels)
+    torch.testing.assert_close(dks.total, dks.backbone + 0.5 * dks.branches + 2 * dks.synergy)
+    ds = SynergyLoss("ds")(logits, labels)
+    assert ds.synergy == 0
+    torch.testing.assert_close(ds.total, dks.backbone + dks.branches)
+    baseline = SynergyLoss("baseline")(logits[:1], labels)
+    torch.testing.assert_close(baseline.total, dks.backbone)
+    assert baseline.branches == 0
+    with pytest.raises(ValueError, match="no method"):
+        SynergyLoss("dsk")
+
+
+def test_only_students_learn(folder):
+    """Top-down, the backbone's classifier teaches all and learns from none."""
+    logits = random_logits(3)
+    log_p = folder.synergy.log_probabilities(logits)
+    folder.synergy.synergy_loss(log_p, "top-down").backward()
+    assert logits[0].grad.abs().max() == 0
+    assert logits[1].grad.abs().max() > 0.01
+    logits = random_logits(3)
+    folder.synergy.synergy_loss(folder.synergy.log_probabilities(logits), "bottom-up").backward()
+    assert logits[1].grad.abs().max() == 0
+    assert logits[0].grad.abs().max() > 0.01
+
+
+def test_nothing_to_learn_where_all_agree(folder):
+    logits = [random_logits(1)[0]] * 4
+    for direction in folder.synergy.DIRECTIONS:
+        loss = folder.synergy.synergy_loss(folder.synergy.log_probabilities(logits), direction)
+        assert abs(float(loss.detach())) < 1e-12
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_raised(folder, dtype):
+    logits = random_logits(3, dtype=dtype)
+    labels = torch.zeros(5, dtype=torch.int64)
+    total = folder.synergy.SynergyLoss()(logits, labels).total
+    exact = folder.synergy.SynergyLoss()([each.double() for each in logits], labels).total
+    assert total.dtype == torch.float32
+    assert float(total.detach()) == pytest.approx(float(exact.detach()), rel=1e-5)
+    total.backward()
+    assert logits[0].grad.dtype == dtype
+
+
+def test_divergence_matrix(folder):
+    logits = random_logits(4)
+    matrix = folder.synergy.divergences(logits)
+    p, q = logits[1].softmax(-1), logits[3].softmax(-1)
+    torch.testing.assert_close(matrix[1, 3], (p * (p / q).log()).sum(-1).mean().detach())
+    assert matrix.diagonal().abs().max() == 0
+    torch.testing.assert_close(matrix.sum(), double_loop(logits, "bidirectional").detach())
+
+
+def test_label_smoothing_is_pytorchs(folder):
+    logits, labels = random_logits(2), torch.tensor([0, 1, 2, 6, 6])
+    losses = folder.synergy.SynergyLoss("ds", label_smoothing=0.1)(logits, labels)
+    expected = [
+        torch.nn.functional.cross_entropy(each, labels, label_smoothing=0.1) for each in logits
+    ]
+    torch.testing.assert_close(losses.backbone, expected[0])
+    torch.testing.assert_close(losses.branches, expected[1])
