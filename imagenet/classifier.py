@@ -10,6 +10,7 @@ import checkpoint
 import resnet
 import weights
 from command_line import Refused, one_line
+from distributed import print_once
 
 
 class Classifier(NamedTuple):
@@ -45,6 +46,8 @@ def load_classifier(arch: str, path: Path, branches: bool = False) -> Classifier
     found = weights.read(path)
     if found.arch not in (None, arch):
         raise Refused(f"{path}: a checkpoint of {found.arch}, not {arch}; use -a {found.arch}")
+    if found.part == "ema":
+        print_once(f"{path}: its averaged weights are used")
     state = found.weights
     if not branches:
         state = resnet.backbone_weights(state)
@@ -57,8 +60,9 @@ def load_classifier(arch: str, path: Path, branches: bool = False) -> Classifier
     if outputs != 1000:
         network = build(arch, branches, outputs)
     checkpoint.load_weights(network, state, path)
-    if found.class_names and len(found.class_names) != outputs:
-        raise Refused(f"{path}: {len(found.class_names)} class names for {outputs} outputs")
+    if found.class_names is not None and len(set(found.class_names)) != outputs:
+        names = len(set(found.class_names))
+        raise Refused(f"{path}: {names} different class names in it for {outputs} outputs")
     return Classifier(as_tuple(network.eval()), outputs, found.class_names)
 
 

@@ -117,9 +117,13 @@ def evaluation_loader(
 
 
 def leave_signals_to_the_main_process(worker: int) -> None:
-    """Ctrl-C reaches every process of a terminal, but one answer to it is enough."""
+    """A terminal or a scheduler signals every process, but one answer to it is enough.
+
+    The main process asks its workers to end by other means. Should that fail, SIGTERM is its
+    last resort, and so is obeyed after a while.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(30))
 
 
 def batches(loader: DataLoader, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:

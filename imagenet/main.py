@@ -20,7 +20,7 @@ import results
 from classifier import Classifier, load_classifier, load_torchvision
 from command_line import Refused, exit_status
 from data import ImageFiles, evaluation_loader, evaluation_transform
-from distributed import barrier, processes, rank, world_size
+from distributed import barrier, print_once, processes, rank, world_size
 from download import fetch
 from evaluate import Bar, Scores, check_image_size, evaluate
 from metrics import cost
@@ -67,8 +67,8 @@ def find_checkpoint(config: Config) -> Path | None:
         path = fetch(config.arch)
     if path and not path.is_file():
         raise Refused(f"{path}: no such file; give the path of a checkpoint")
-    if path and rank() == 0:
-        print(f"checkpoint: {path}, SHA-256 {sha256(path)}")
+    if path:
+        print_once(f"checkpoint: {path}, SHA-256 {sha256(path)}")
     return path
 
 
@@ -77,13 +77,13 @@ def load(config: Config, checkpoint: Path | None) -> Classifier:
     if checkpoint is None:
         return load_torchvision(config.arch, config.torchvision_weights)
     classifier = load_classifier(config.arch, checkpoint, config.branches)
-    if config.arch in resnet.NETWORKS and rank() == 0:
+    if config.arch in resnet.NETWORKS:
         for what, branches in (("backbone", False), ("with branches", True)):
             size = cost(
                 lambda branches=branches: resnet.build(config.arch, branches, classifier.outputs),
                 config.image_size,
             )
-            print(f"{config.arch}, {what}: {size}")
+            print_once(f"{config.arch}, {what}: {size}")
     return classifier
 
 
@@ -91,8 +91,8 @@ def score(
     config: Config, classifier: Classifier, images: NamedImages, device: torch.device
 ) -> Scores:
     """Evaluate the network on the images of the validation set."""
-    for remark in images.remarks if rank() == 0 else ():
-        print(f"note: {remark}")
+    for remark in images.remarks:
+        print_once(f"{config.data / 'val'}: {remark}")
     dataset = ImageFiles(
         images.paths,
         class_indices(images.names, classifier.class_names, classifier.outputs),

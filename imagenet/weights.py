@@ -29,6 +29,7 @@ DHM_NAMES = {
 class Checkpoint(NamedTuple):
     """What a file holds, under this project's names."""
 
+    part: str  # key of the state dict in the file; empty if the file is one itself
     weights: dict[str, Tensor]
     class_names: list[str] | None  # in the order of the outputs, where the file has them
     arch: str | None  # likewise
@@ -37,7 +38,8 @@ class Checkpoint(NamedTuple):
 def read(path: Path) -> Checkpoint:
     """Read a checkpoint file to the CPU, running none of its code.
 
-    Accepted: a state dict, by itself or under `model` or `state_dict`; names as torchvision has
+    Accepted: a state dict, by itself or under `ema` (averaged weights, which `train.py` exports
+    too where there are any), `model` or `state_dict`; names as torchvision has
     them, `branches.…`, or DHM's for the branches; wrappers' prefixes before them or not;
     torch.save's containers of any age, and safetensors.
 
@@ -45,10 +47,10 @@ def read(path: Path) -> Checkpoint:
         Refused: no such file, damaged, or something else.
     """
     content = read_safetensors(path) if path.suffix == ".safetensors" else checkpoint.load(path)
-    state = content
-    for key in ("model", "state_dict"):
-        if isinstance(content.get(key), Mapping):
-            state = content[key]
+    state, part = content, ""
+    for key in ("ema", "model", "state_dict"):
+        if isinstance(content.get(key), Mapping) and content[key]:
+            state, part = content[key], key
             break
     if not all(isinstance(name, str) for name in state):
         raise Refused(f"{path}: no state dict: its keys are not names of parameters")
@@ -60,10 +62,13 @@ def read(path: Path) -> Checkpoint:
         for name in [name for name in weights if name.endswith(".running_mean")]:
             counter = name.removesuffix("running_mean") + "num_batches_tracked"
             weights[counter] = torch.tensor(0)
-    around = {} if state is content else content
+    around = content if part else {}
     names, arch = around.get("class_names"), around.get("arch")
     return Checkpoint(
-        weights, names if isinstance(names, list) else None, arch if isinstance(arch, str) else None
+        part,
+        weights,
+        [str(name) for name in names] if isinstance(names, list) else None,
+        arch if isinstance(arch, str) else None,
     )
 
 

@@ -95,6 +95,15 @@ def test_branches_are_dropped_or_loaded(imagenet, tmp_path, tiny, images):
     assert len(pairs) == 3 and all(torch.equal(mine, own) for mine, own in pairs)
 
 
+def test_averaged_weights_come_first(imagenet, tmp_path, plain, capsys):
+    averaged = {name: value + 1 for name, value in plain.state_dict().items()}
+    for ema, bias in (({}, plain.fc.bias), (averaged, plain.fc.bias + 1)):
+        path = save(tmp_path / "a.pt", plain.state_dict(), ema=ema)
+        found = imagenet.classifier.load_classifier(ARCH, path)
+        assert torch.equal(found.model.network.fc.bias, bias)
+        assert ("averaged weights" in capsys.readouterr().out) == bool(ema)
+
+
 def test_branches_under_dhms_names_load(imagenet, tmp_path, tiny, images):
     dhm = {
         "branches.0.stages.0.": "layer3_head2.",
@@ -138,7 +147,7 @@ class Code:
         (lambda state: {**state, "more": Code()}, "holds code"),
         (lambda state: {**state, "module.fc.bias": state["fc.bias"]}, "two parameters of one name"),
         (lambda state: {"model": state, "arch": "resnet50"}, "use -a resnet50"),
-        (lambda state: {"model": state, "class_names": ["a"]}, "1 class names for 1000 outputs"),
+        (lambda state: {"model": state, "class_names": ["a"] * 1000}, "1 different class names"),
         (lambda state: {1: torch.ones(1)}, "not names of parameters"),
         (lambda state: torch.ones(3), "expected a dict"),
     ],
