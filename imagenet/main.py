@@ -18,7 +18,7 @@ import torch
 import resnet
 import results
 from classifier import Classifier, load_classifier, load_torchvision
-from command_line import Refused, exit_status
+from command_line import DTYPES, Refused, exit_status
 from data import ImageFiles, evaluation_loader, evaluation_transform
 from distributed import barrier, print_once, processes, rank, world_size
 from download import fetch
@@ -61,10 +61,9 @@ def find_checkpoint(config: Config) -> Path | None:
     path = config.model_path
     if config.pretrained or config.download_only:
         # One process downloads; after it those of other machines, which have their own cache.
-        if rank() == 0:
-            fetch(config.arch)
+        path = fetch(config.arch) if rank() == 0 else None
         barrier()
-        path = fetch(config.arch)
+        path = path or fetch(config.arch)
     if path and not path.is_file():
         raise Refused(f"{path}: no such file; give the path of a checkpoint")
     if path:
@@ -101,7 +100,7 @@ def score(
     )
     loader = evaluation_loader(dataset, config.batch_size, config.workers, device)
     with Bar(len(loader), config.print_freq, shown=rank() == 0) as bar:
-        return evaluate(classifier.model, loader, device, config.dtype, bar)
+        return evaluate(classifier.model, loader, device, DTYPES[config.dtype], bar)
 
 
 def print_predictions(config: Config, classifier: Classifier, device: torch.device) -> None:
@@ -112,7 +111,7 @@ def print_predictions(config: Config, classifier: Classifier, device: torch.devi
     unlabelled = ImageFiles(config.predict, [0] * len(config.predict), transform)
     loader = evaluation_loader(unlabelled, config.batch_size, config.workers, device)
     titles = class_titles(classifier.class_names, classifier.outputs)
-    found = predict(classifier.model, loader, device, config.dtype)
+    found = predict(classifier.model, loader, device, DTYPES[config.dtype])
     for path, classes in zip(config.predict, found, strict=True):
         print(path)
         for index, probability in classes:

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 import torchvision
 
 from command_line import DTYPES, Parser, Refused, number
@@ -31,15 +30,11 @@ class Config:
     branches: bool
     download_only: bool
     device: str
-    dtype_name: str
+    dtype: str
     batch_size: int  # images, over all processes
     print_freq: int  # batches
     json: Path | None
     predict: tuple[Path, ...]
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return DTYPES[self.dtype_name]
 
 
 def parse(argv: Sequence[str] | None = None) -> Config:
@@ -51,8 +46,7 @@ def parse(argv: Sequence[str] | None = None) -> Config:
     values = vars(build_parser().parse_args(argv))
     config = Config(**values | {"predict": tuple(values["predict"])})
     check_network(config)
-    if not config.download_only:
-        check_task(config)
+    check_task(config)
     if config.json and not config.json.parent.is_dir():
         raise Refused(f"--json {config.json}: no folder {config.json.parent}; make it first")
     return config
@@ -67,34 +61,34 @@ def check_network(config: Config) -> None:
             "classifier in torchvision, such as resnet34"
         )
     sources = (config.model_path, config.pretrained, config.torchvision_weights)
-    given = sum(map(bool, sources))
-    if config.download_only and (config.model_path or config.torchvision_weights):
-        raise Refused("--download-only fetches the released weights; leave out other weights")
-    if given != 1 and not config.download_only:
+    given = sum(map(bool, sources)) + (config.download_only and not config.pretrained)
+    if given != 1:
         raise Refused(
-            f"{given} kinds of weights given; expected one of --model_path FILE, --pretrained "
-            "and --torchvision-weights NAME"
+            f"{given} kinds of weights given; expected one of --model_path FILE, --pretrained, "
+            "--torchvision-weights NAME and --download-only"
         )
     if config.branches and not config.model_path:
         raise Refused("--branches: only checkpoints given as --model_path have them")
 
 
 def check_task(config: Config) -> None:
-    """Refuse what is neither an evaluation nor a prediction, or is both."""
-    if not config.predict:
+    """Refuse what is none of an evaluation, a prediction and a download, or several of them."""
+    if not config.predict and not config.download_only:
         if config.data is None:
             raise Refused("no data: give the folder that contains val/, or --predict IMAGE …")
         return
-    evaluation = {
+    task = "--download-only" if config.download_only else "--predict"
+    others = {
         "a data folder": config.data,
         "--val-labels": config.val_labels,
         "--json": config.json,
         "--branches": config.branches,
         "--skip-unreadable": config.skip_unreadable,
+        "--predict": config.predict and config.download_only,
     }
-    for name, value in evaluation.items():
+    for name, value in others.items():
         if value:
-            raise Refused(f"--predict: no evaluation, so leave out {name}")
+            raise Refused(f"{task} evaluates nothing; leave out {name}")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -182,7 +176,6 @@ def add_run_flags(group) -> None:
     )
     group.add_argument(
         "--dtype",
-        dest="dtype_name",
         choices=DTYPES,
         default="float32",
         help="of convolutions and matrix products",

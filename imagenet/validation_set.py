@@ -1,5 +1,6 @@
 """Which images `val/` holds, and the class index of each: by name, not by order of folders."""
 
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -36,8 +37,9 @@ def find_images(data: Path, val_labels: Path | None = None) -> NamedImages:
     val = data / "val"
     if not val.is_dir():
         raise Refused(f"{val}: no such folder; give the folder that contains val/")
-    loose = sorted(path for path in val.iterdir() if path.suffix.lower() in IMG_EXTENSIONS)
-    has_folders = any(path.is_dir() for path in val.iterdir())
+    entries = list(os.scandir(val))
+    has_folders = any(entry.is_dir() for entry in entries)
+    loose = sorted(Path(e.path) for e in entries if e.name.lower().endswith(IMG_EXTENSIONS))
     if not loose and not has_folders:
         raise Refused(f"{val}: empty; expected one folder a class, or images and --val-labels")
     if loose and has_folders:

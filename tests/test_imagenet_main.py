@@ -61,7 +61,7 @@ def test_errors_are_counted_over_all_thousand_classes(run, weights, data, tmp_pa
     assert content["top5_error"] == pytest.approx(100 * 2 / 7)
     assert (content["images"], content["unreadable"]) == (7, 0)
     assert content["images_per_s"] == pytest.approx(7 / content["seconds"])
-    assert content["options"]["dtype_name"] == dtype
+    assert content["options"]["dtype"] == dtype
     assert content["checkpoint"] == str(weights)
     assert f"SHA-256 {content['sha256']}" in out and len(content["sha256"]) == 64
 
@@ -224,7 +224,9 @@ def test_weights_of_torchvisions_own(run, imagenet, data, monkeypatch):
         (["DATA", *NETWORK, "WEIGHTS", "--predict", "a.png"], "leave out a data folder"),
         ([*NETWORK, "WEIGHTS", "--json", "a.json", "--predict", "a.png"], "leave out --json"),
         ([*NETWORK, "WEIGHTS", "--predict", "nowhere.png"], "nowhere.png: not an image"),
-        (["--download-only", "--model_path", "WEIGHTS"], "--download-only"),
+        (["--download-only", "--model_path", "WEIGHTS"], "2 kinds of weights"),
+        (["--download-only", "DATA"], "leave out a data folder"),
+        (["--download-only", "--predict", "a.png"], "leave out --predict"),
         (["--download-only", "-a", "resnet34"], "weights were released for"),
         (["DATA", "--pretrained", "-a", "resnet34"], "weights were released for"),
         (["DATA", *NETWORK, "WEIGHTS", "-b", "0"], "expected a whole number of at least 1"),
@@ -285,5 +287,4 @@ def test_every_flag_has_help_and_is_read(imagenet):
     )
     for action in parser._actions:
         assert action.help
-        name = {"dtype_name": "dtype"}.get(action.dest, action.dest)
-        assert action.dest == "help" or f"config.{name}" in code, action.dest
+        assert action.dest == "help" or f"config.{action.dest}" in code, action.dest
