@@ -21,7 +21,7 @@ demo: .venv/runtime
 test: .venv/development
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/python -m pytest
+	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest
 
 .venv/runtime: requirements.txt
 	$(PYTHON) -m venv .venv

@@ -93,7 +93,8 @@ def run_sgd(wrn, network, dtype):
         torch.device("cpu"),
     )
     # The released code's layout: another one rounds otherwise, which a few steps amplify.
-    trainer.model.to(memory_format=torch.contiguous_format)
+    trainer.layout = torch.contiguous_format
+    trainer.model.to(memory_format=trainer.layout)
     losses = []
     for images, labels in zip(*reference.trajectory_inputs(), strict=True):
         _, loss = trainer.losses(wrn.loader.Batch(images.to(dtype), labels, 1.0))

@@ -5,6 +5,7 @@ A checkpoint is a dict of tensors and plain Python values in torch.save's zip co
 
 import contextlib
 import os
+import warnings
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -69,7 +70,9 @@ def load(path: Path) -> dict:
         raise Refused(f"{path}: no such file; give the path of a checkpoint")
     try:
         check_container(path)
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # a refusal is one line
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except Refused:
         raise
     except Exception as error:  # damaged pickles raise nearly anything

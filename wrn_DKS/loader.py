@@ -18,7 +18,7 @@ class Batch(NamedTuple):
     image of the batch all the same, with a share of 0, so that it can take part in the step.
     """
 
-    images: Tensor  # (B, 3, S, S) float32, normalised, channels last
+    images: Tensor  # (B, 3, S, S) float32, normalised
     labels: Tensor  # (B,) int64
     share: float  # of the whole batch's images
 
@@ -54,8 +54,8 @@ class Batches:
             yield self._batch(self.images[part], self.labels[part], len(own) / len(whole))
 
     def _batch(self, images: Tensor, labels: Tensor, share: float) -> Batch:
-        pixels = images.to(torch.float32, memory_format=torch.channels_last)
-        return Batch(pixels.sub_(self._mean).mul_(self._scale), labels, share)
+        pixels = images.float().sub_(self._mean).mul_(self._scale)
+        return Batch(pixels, labels, share)
 
 
 class AugmentedBatches(Batches):

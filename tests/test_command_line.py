@@ -1,0 +1,99 @@
+"""Flags, refusals and signals, as both folders' scripts have them; a run's folder and log."""
+
+import os
+import signal
+
+import pytest
+
+
+@pytest.fixture
+def parser(folder):
+    parser = folder.command_line.Parser(prog="x")
+    parser.add_argument("--batch_size", type=folder.command_line.number(int, 1, 100))
+    parser.add_argument("--image-size", type=folder.command_line.number(float, 0))
+    parser.add_argument("names", nargs="*")
+    return parser
+
+
+def test_hyphens_and_underscores(parser):
+    for words in (["--batch-size", "3", "--image_size=4"], ["--batch_size=3", "--image-size", "4"]):
+        options = parser.parse_args([*words, "a_b-c"])
+        assert (options.batch_size, options.image_size, options.names) == (3, 4.0, ["a_b-c"])
+
+
+@pytest.mark.parametrize(
+    "words",
+    ["--batch_size 0", "--batch_size 101", "--batch_size 1.5", "--batch_size x", "--image-size nan",
+     "--image-size inf", "--image-size=-1", "--image-size=", "--nope", "--batch_size", "--batch 3"],
+)  # fmt: skip
+def test_bad_flags_are_refused_in_one_line(folder, parser, words, capsys):
+    status = folder.command_line.exit_status(lambda: parser.parse_args(words.split()))
+    error = capsys.readouterr().err
+    assert status == 2 and error.startswith("error: ") and error.count("\n") == 1
+
+
+def test_statuses(folder, capsys):
+    line = folder.command_line
+
+    def fails(error):
+        def run():
+            raise error
+
+        return line.exit_status(run)
+
+    assert line.exit_status(lambda: None) == 0
+    assert fails(line.Refused("not\nthis")) == 2
+    assert fails(OSError(28, "No space left on device")) == 2
+    assert capsys.readouterr().err == (
+        "error: not this\nerror: [Errno 28] No space left on device\n"
+    )
+    with pytest.raises(ZeroDivisionError):  # our own mistakes keep their traceback
+        fails(ZeroDivisionError())
+
+
+@pytest.mark.parametrize(("name", "status"), [("SIGINT", 130), ("SIGTERM", 143)])
+def test_signals(folder, capsys, name, status):
+    before = signal.getsignal(signal.SIGTERM)
+    stop = getattr(signal, name)
+    assert folder.command_line.exit_status(lambda: os.kill(os.getpid(), stop)) == status
+    assert f"stopped by {name}" in capsys.readouterr().err
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_folder_is_held_by_one_run(folder, tmp_path):
+    with folder.run_folder.held(tmp_path / "run"):
+        child = os.fork()
+        if child == 0:
+            try:
+                with folder.run_folder.held(tmp_path / "run"):
+                    os._exit(0)
+            except folder.command_line.Refused as refusal:
+                os._exit(7 if "another run" in str(refusal) else 1)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+    with folder.run_folder.held(tmp_path / "run"):
+        pass
+
+
+def test_a_folder_that_cannot_be_made(folder, tmp_path):
+    (tmp_path / "file").touch()
+    with (
+        pytest.raises(folder.command_line.Refused, match="can't be written"),
+        folder.run_folder.held(tmp_path / "file" / "run"),
+    ):
+        pass
+
+
+def test_the_log_is_cut(folder, tmp_path):
+    log = folder.run_folder.Log(tmp_path / "log", "stats: ")
+    log.cut(0)  # there is none yet
+    for epoch in (1, 2, 3):
+        log.append({"epoch": epoch, "error": epoch / 7})
+    with open(log.path, "a") as file:
+        file.write('stats: {"epoch": 4, "err')  # killed while writing
+    assert [record["epoch"] for record in log.records()] == [1, 2, 3]
+    log.cut(2)
+    assert log.path.read_text().count("\n") == 2
+    assert log.records()[1] == {"epoch": 2, "error": 2 / 7}
+    log.path.write_text("stats: {]}\n")
+    with pytest.raises(folder.command_line.Refused, match="no record"):
+        log.records()

@@ -1,0 +1,175 @@
+"""The CIFAR side's data sets: the digits, folders, CIFAR's official files and their download."""
+
+import hashlib
+import pickle
+import tarfile
+import threading
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from sklearn.datasets import load_digits
+
+
+def test_digits_are_scikit_learns(wrn):
+    theirs = load_digits()
+    with np.load(wrn.data.DIGITS) as ours:
+        assert np.array_equal(ours["images"], theirs.images)
+        assert np.array_equal(ours["labels"], theirs.target)
+    assert wrn.data.DIGITS.stat().st_size < 100_000
+
+
+def test_digits_split(wrn):
+    data = wrn.data.load_dataset("digits", None, 8, 1)
+    assert (len(data.train.labels), len(data.test.labels)) == (1437, 360)
+    assert data.train.images.shape == (1437, 3, 8, 8) and not data.flip
+    assert int(data.train.images.max()) == 255
+    assert torch.equal(data.train.images[:, 0], data.train.images[:, 2])
+    assert data.test.labels[-1] == load_digits().target[-1]
+    pixels = data.train.images.double() / 255
+    assert data.facts.mean == pytest.approx(pixels.mean((0, 2, 3)).tolist())
+    assert data.facts.std == pytest.approx(pixels.std((0, 2, 3), correction=0).tolist())
+
+
+def write(path, size=(20, 10), color=(200, 30, 90), mode="RGB"):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new(mode, size, color if mode == "RGB" else color[0]).save(path)
+    return path
+
+
+@pytest.fixture
+def folders(tmp_path):
+    """Two classes: `b` holds a nested image and a text file, `a` a gray image."""
+    write(tmp_path / "train" / "a" / "1.png", mode="L")
+    write(tmp_path / "train" / "b" / "deep" / "er" / "2.jpg")
+    write(tmp_path / "train" / "b" / "3.png", color=(0, 255, 0))
+    (tmp_path / "train" / "b" / "notes.txt").write_text("not an image")
+    write(tmp_path / "test" / "b" / "4.png")
+    return tmp_path
+
+
+def test_folder(wrn, folders, capsys):
+    data = wrn.data.load_dataset("folder", folders, 8, 2)
+    assert data.facts.classes == ["a", "b"]
+    assert data.train.labels.tolist() == [0, 1, 1] and data.test.labels.tolist() == [1]
+    assert data.train.images.shape == (3, 3, 8, 8)
+    assert (data.train.images[0] == 200).all()
+    assert data.train.images[1, :, 4, 4].tolist() == [0, 255, 0]  # 3.png before deep/er/2.jpg
+    assert "1 files in train/ are no images" in capsys.readouterr().out
+
+
+def test_folder_is_resized_as_pil_does(wrn, folders):
+    noise = np.random.default_rng(0).integers(0, 256, (31, 57, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(folders / "test" / "b" / "4.png")
+    data = wrn.data.load_dataset("folder", folders, 16, 1)
+    expected = np.array(Image.fromarray(noise).resize((16, 16), Image.Resampling.BICUBIC))
+    assert np.array_equal(data.test.images[0].permute(1, 2, 0), expected)
+
+
+def test_evaluation_goes_by_the_classes_trained_on(wrn, folders):
+    facts = wrn.data.Facts(["0", "a", "b"], [0.5] * 3, [0.1] * 3)
+    data = wrn.data.load_dataset("folder", folders, 8, 1, facts)
+    assert data.train is None and data.test.labels.tolist() == [2] and data.facts == facts
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lambda root: (root / "test").rename(root / "elsewhere"), "found neither"),
+        (lambda root: write(root / "val" / "a" / "5.png"), "found both"),
+        (lambda root: write(root / "test" / "c" / "5.png"), "class 'c'"),
+        (lambda root: (root / "train" / "empty").mkdir(), "no image in this class"),
+        (lambda root: (root / "train" / "a" / "1.png").write_bytes(b"no png"), "1.png"),
+        (lambda root: (root / "train" / "b" / "3.png").write_bytes(b""), "3.png"),
+        (lambda root: (root / "train").rename(root / "other"), "train"),
+    ],
+)
+def test_folder_refusals(wrn, folders, damage, words):
+    damage(folders)
+    with pytest.raises(wrn.command_line.Refused, match=words):
+        wrn.data.load_dataset("folder", folders, 8, 2)
+
+
+def test_single_class_and_missing_root(wrn, tmp_path):
+    write(tmp_path / "train" / "a" / "1.png")
+    write(tmp_path / "test" / "a" / "1.png")
+    with pytest.raises(wrn.command_line.Refused, match="at least two"):
+        wrn.data.load_dataset("folder", tmp_path, 8, 1)
+    with pytest.raises(wrn.command_line.Refused, match="no such folder"):
+        wrn.data.load_dataset("folder", tmp_path / "nowhere", 8, 1)
+
+
+def write_cifar100(folder, count):
+    """CIFAR-100's official files with `count` random images a part; returns their pixels."""
+    folder.mkdir(parents=True)
+    pixels = {}
+    for seed, part in enumerate(("train", "test")):
+        pixels[part] = np.random.default_rng(seed).integers(0, 256, (count, 3072), dtype=np.uint8)
+        labels = [(7 * i + seed) % 100 for i in range(count)]
+        record = {"data": pixels[part], "fine_labels": labels, "coarse_labels": labels}
+        (folder / part).write_bytes(pickle.dumps(record))
+    names = [f"class {i:03}" for i in range(100)]
+    (folder / "meta").write_bytes(pickle.dumps({"fine_label_names": names}))
+    return pixels
+
+
+@pytest.fixture
+def cifar100(wrn, monkeypatch, tmp_path):
+    """Official-format files, their checksums in place of the real ones; the pixels written."""
+    cls = wrn.data.CIFAR["CIFAR100"]
+    folder = tmp_path / "root" / cls.base_folder
+    pixels = write_cifar100(folder, 12)
+    md5 = {path.name: hashlib.md5(path.read_bytes()).hexdigest() for path in folder.iterdir()}
+    monkeypatch.setattr(cls, "train_list", [["train", md5["train"]]])
+    monkeypatch.setattr(cls, "test_list", [["test", md5["test"]]])
+    monkeypatch.setattr(cls, "meta", {**cls.meta, "md5": md5["meta"]})
+    return pixels
+
+
+def test_cifar100_from_its_official_files(wrn, cifar100, tmp_path):
+    data = wrn.data.load_dataset("CIFAR100", tmp_path / "root", 32, 1)
+    assert np.array_equal(data.train.images.numpy(), cifar100["train"].reshape(-1, 3, 32, 32))
+    assert data.test.labels.tolist() == [(7 * i + 1) % 100 for i in range(12)]
+    assert data.facts.classes[99] == "class 099" and data.flip
+    assert data.facts.mean == pytest.approx([125.3 / 255, 123.0 / 255, 113.9 / 255])
+    assert data.facts.std == pytest.approx([63.0 / 255, 62.1 / 255, 66.7 / 255])
+
+
+@pytest.fixture
+def server(tmp_path):
+    """An address on loopback that serves the folder `tmp_path`/served."""
+    (tmp_path / "served").mkdir()
+
+    class Quiet(SimpleHTTPRequestHandler):
+        def log_message(self, *args):
+            pass
+
+    handler = partial(Quiet, directory=tmp_path / "served")
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as http:
+        threading.Thread(target=http.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{http.server_port}"
+        http.shutdown()
+
+
+def test_cifar100_is_downloaded(wrn, monkeypatch, cifar100, server, tmp_path):
+    cls = wrn.data.CIFAR["CIFAR100"]
+    archive = tmp_path / "served" / cls.filename
+    with tarfile.open(archive, "w:gz") as tar:
+        tar.add(tmp_path / "root" / cls.base_folder, cls.base_folder)
+    monkeypatch.setattr(cls, "url", f"{server}/{cls.filename}")
+    monkeypatch.setattr(cls, "tgz_md5", hashlib.md5(archive.read_bytes()).hexdigest())
+    data = wrn.data.load_dataset("CIFAR100", tmp_path / "new", 32, 1)
+    assert np.array_equal(data.train.images.numpy(), cifar100["train"].reshape(-1, 3, 32, 32))
+
+    archive.write_bytes(archive.read_bytes()[:500])  # cut off on the way
+    with pytest.raises(wrn.command_line.Refused, match="unpack it in"):
+        wrn.data.load_dataset("CIFAR100", tmp_path / "cut", 32, 1)
+
+
+def test_no_network_for_the_download(wrn, monkeypatch, tmp_path):
+    monkeypatch.setattr(wrn.data.CIFAR["CIFAR10"], "url", "http://127.0.0.1:9/x.tar.gz")
+    with pytest.raises(wrn.command_line.Refused, match="--dataset digits"):
+        wrn.data.load_dataset("CIFAR10", tmp_path, 32, 1)

@@ -1,0 +1,99 @@
+"""Several processes on the CPU: the gradients, errors and files of one."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+SCRIPT = """
+import sys
+import torch
+from distributed import processes, rank
+from data import load_dataset
+from engine import Trainer
+from loader import AugmentedBatches, Batches
+from schedule import StepSchedule
+from synergy import SynergyLoss
+from wide_resnet import WideResNet
+
+torch.set_num_threads(1)
+with processes("cpu") as device:
+    data = load_dataset("digits", None, 8, 1)
+    small = data.train._replace(images=data.train.images[:11], labels=data.train.labels[:11])
+    torch.manual_seed(0)
+    model = WideResNet(10, 0.25, 10)
+    trainer = Trainer(model, SynergyLoss(), StepSchedule(0.1, (), 0.2), 5e-4, torch.float32, device)
+    trainer._parallel.eval()  # BN's statistics are each process's own in training
+    batches = AugmentedBatches(small, data.facts, 5, device, seed=1, flip=False)
+    gradients = []
+    for batch in batches.epoch(0):  # of 5, 5 and 1 images
+        losses = trainer.losses(batch)[1]
+        trainer.optimizer.zero_grad()
+        trainer.weigh(losses, batch).backward()
+        gradients.append([p.grad.clone() for p in model.parameters()])
+    test = trainer.evaluate(Batches(data.test, data.facts, 7, device))
+    if rank() == 0:
+        torch.save({"gradients": gradients, "errors": test.errors, "losses": test.losses,
+                    "images": test.images}, sys.argv[1])
+"""
+
+
+@pytest.fixture(scope="module")
+def by_processes(wrn, tmp_path_factory):
+    """What 1, 2 and 3 processes compute from the same initial network."""
+    folder = tmp_path_factory.mktemp("distributed")
+    (folder / "script.py").write_text(SCRIPT)
+    environment = {**os.environ, "PYTHONPATH": str(wrn.path), "OMP_NUM_THREADS": "1"}
+    results = {}
+    for count in (1, 2, 3):
+        out = folder / f"{count}.pt"
+        start = [*TORCHRUN, f"--nproc_per_node={count}"] if count > 1 else [sys.executable]
+        subprocess.run([*start, folder / "script.py", out], env=environment, check=True)
+        results[count] = torch.load(out)
+    return results
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_gradients_are_those_of_one_process(by_processes, count):
+    one, several = by_processes[1]["gradients"], by_processes[count]["gradients"]
+    assert len(one) == 3
+    for whole, shared in zip(one, several, strict=True):
+        for a, b in zip(whole, shared, strict=True):
+            torch.testing.assert_close(b, a, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_each_image_is_scored_once(by_processes, count):
+    assert by_processes[count]["images"] == 360
+    assert by_processes[count]["errors"] == by_processes[1]["errors"]
+    assert by_processes[count]["losses"] == pytest.approx(by_processes[1]["losses"], rel=1e-5)
+
+
+def test_training_by_two_processes(wrn, tmp_path):
+    words = [
+        "--dataset",
+        "digits",
+        "--depth",
+        "10",
+        "--width",
+        "0.25",
+        "--epochs",
+        "2",
+        "--batch_size",
+        "256",
+        "--save",
+    ]
+    command = [*TORCHRUN, "--nproc_per_node=2", "main.py", *words, str(tmp_path / "run")]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        command, cwd=wrn.path, env=environment, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.count("epoch 2/2") == 1  # process 0 alone speaks
+    lines = (tmp_path / "run" / "log.txt").read_text().splitlines()
+    records = [json.loads(line.removeprefix("json_stats: ")) for line in lines]
+    assert [record["epoch"] for record in records] == [1, 2]
+    assert records[1]["train_loss"] < records[0]["train_loss"]

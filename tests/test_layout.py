@@ -1,0 +1,73 @@
+"""The repository's promises about itself: twins, folders that run alone, flags that are read."""
+
+import ast
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+
+TWINS = (
+    "checkpoint", "command_line", "distributed", "images", "metrics", "run_folder", "synergy",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", TWINS)
+def test_twins_are_identical(name):
+    one, other = (ROOT / folder / f"{name}.py" for folder in ("wrn_DKS", "imagenet"))
+    assert one.read_bytes() == other.read_bytes()
+
+
+def test_a_script_folder_runs_when_copied_away(tmp_path):
+    copy = tmp_path / "elsewhere"
+    shutil.copytree(ROOT / "wrn_DKS", copy)
+    words = "--dataset digits --depth 10 --width 0.25 --epochs 1 --batch_size 512 --save run"
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    done = subprocess.run(
+        [sys.executable, "main.py", *words.split()],
+        cwd=copy, env=environment, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert "test error of the backbone" in done.stdout
+    assert (copy / "run" / "checkpoint.pt").exists()
+
+
+def test_every_option_of_the_cifar_side_is_read(wrn):
+    """Each field of Config is used as an attribute in some module, or decides whether to resume."""
+    used = set()
+    for path in wrn.path.glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+                used |= {node.attr} if node.value.id in ("config", "self") else set()
+    fields = set(wrn.options.Config.__dataclass_fields__)
+    assert fields - used == set()
+
+
+def test_help_names_every_flag_with_its_default(wrn, capsys):
+    with pytest.raises(SystemExit):
+        wrn.main.main(["--help"])
+    text = capsys.readouterr().out
+    for flag in (
+        "--depth --width --dropout --dataset --dataroot --nthread --seed --batch_size --lr "
+        "--epochs --weight_decay --epoch_step --lr_decay_ratio --resume --save --dtype --ngpu "
+        "--gpu_id --method --direction --aux-weight --synergy-weight --image-size --device "
+        "--evaluate --export"
+    ).split():
+        assert flag in text
+    assert "[60,120,160]" in text and "(default: 200)" in text
+
+
+def test_paper_recipe_is_the_default(wrn):
+    config = wrn.options.parse([])
+    assert (config.dataset, config.depth, config.width, config.method) == (
+        "CIFAR100",
+        28,
+        10,
+        "dks",
+    )
+    assert (config.epochs, config.batch_size, config.lr) == (200, 128, 0.1)
+    assert (config.epoch_step, config.lr_decay_ratio) == ((60, 120, 160), 0.2)
+    assert (config.weight_decay, config.dropout, config.dtype) == (5e-4, False, "float32")
+    assert (config.aux_weight, config.synergy_weight, config.direction) == (1, 1, "bidirectional")
+    assert wrn.engine.MOMENTUM == 0.9

@@ -1,0 +1,108 @@
+"""Batches: every image once, its own crop and flip, a function of seed and epoch."""
+
+import pytest
+import torch
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def batches(wrn):
+    """Makes training batches of ten 8x8 images whose pixels are all different."""
+
+    def make(seed=1, flip=True, batch_size=4):
+        images = torch.arange(10 * 64).view(10, 1, 8, 8).repeat(1, 3, 1, 1) % 251
+        split = wrn.data.Split(images.to(torch.uint8), torch.arange(10))
+        facts = wrn.data.Facts([], [0.0] * 3, [1.0] * 3)
+        return wrn.loader.AugmentedBatches(split, facts, batch_size, CPU, seed=seed, flip=flip)
+
+    return make
+
+
+def epoch(batches, number):
+    return [(b.images, b.labels) for b in batches.epoch(number)]
+
+
+def test_every_image_once_the_last_batch_partial(batches):
+    labels = [labels for _, labels in epoch(batches(), 0)]
+    assert [len(each) for each in labels] == [4, 4, 2]
+    assert torch.cat(labels).sort().values.tolist() == list(range(10))
+    assert torch.cat(labels).tolist() != list(range(10))
+
+
+def test_a_function_of_seed_and_epoch(batches):
+    first, torch_state = epoch(batches(), 3), torch.get_rng_state()
+    torch.rand(5)  # what others draw makes no difference
+    again = epoch(batches(), 3)
+    for (images, labels), (images_again, labels_again) in zip(first, again, strict=True):
+        assert torch.equal(images, images_again) and torch.equal(labels, labels_again)
+    torch.set_rng_state(torch_state)
+    other_epoch, other_seed = epoch(batches(), 4), epoch(batches(seed=2), 3)
+    assert not torch.equal(first[0][1], other_epoch[0][1])
+    assert not torch.equal(first[0][1], other_seed[0][1])
+
+
+def windows(loader, label):
+    """The nine 8x8 windows of an image that was padded by one reflected pixel, (9, 3, 8, 8)."""
+    source = loader.images[label].float() / 255
+    padded = torch.nn.functional.pad(source, (1, 1, 1, 1), mode="reflect")
+    return padded.unfold(1, 8, 1).unfold(2, 8, 1).reshape(3, 9, 8, 8).transpose(0, 1)
+
+
+def places(loader, image, label):
+    """Where among the windows, and mirrored or not, an augmented image is found."""
+    choices = windows(loader, label)
+    return {
+        (i, flip)
+        for flip in (False, True)
+        for i in range(9)
+        if torch.allclose(image, choices[i].flip(2) if flip else choices[i])
+    }
+
+
+@pytest.mark.parametrize("flip", [True, False])
+def test_crops_and_flips_are_those_of_the_padded_image(batches, flip):
+    loader, found = batches(flip=flip), set()
+    for number in range(6):
+        for images, labels in epoch(loader, number):
+            for image, label in zip(images, labels, strict=True):
+                (place,) = places(loader, image, label)
+                found.add(place)
+    assert {window for window, _ in found} == set(range(9))
+    assert {mirrored for _, mirrored in found} == ({False, True} if flip else {False})
+
+
+def test_normalisation_is_totensor_and_normalize(wrn):
+    images = torch.randint(0, 256, (5, 3, 8, 8), dtype=torch.uint8)
+    facts = wrn.data.Facts([], [0.5, 0.4, 0.3], [0.2, 0.25, 0.3])
+    plain = wrn.loader.Batches(wrn.data.Split(images, torch.arange(5)), facts, 3, CPU)
+    seen = torch.cat([batch.images for batch in plain.epoch()])
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in facts[1:])
+    torch.testing.assert_close(seen, (images / 255 - mean) / std)
+    assert torch.cat([batch.labels for batch in plain.epoch()]).tolist() == list(range(5))
+
+
+@pytest.mark.parametrize("count", [2, 3, 4])
+def test_shares_of_several_processes(wrn, batches, monkeypatch, count):
+    """The processes' parts are disjoint, make up the batch, and carry its augmentation."""
+    whole = epoch(batches(batch_size=7), 2)
+    monkeypatch.setattr(wrn.distributed, "world_size", lambda: count)
+    parts = []
+    for rank in range(count):
+        monkeypatch.setattr(wrn.distributed, "rank", lambda rank=rank: rank)
+        parts.append(list(batches(batch_size=7).epoch(2)))
+    for step, (images, labels) in enumerate(whole):
+        taken = [part[step] for part in parts if part[step].share]
+        assert torch.equal(torch.cat([b.labels for b in taken]), labels)
+        assert torch.equal(torch.cat([b.images for b in taken]), images)
+        assert sum(part[step].share for part in parts) == pytest.approx(1)
+        assert all(len(part[step].labels) for part in parts)
+
+
+def test_schedule_at_each_milestone(wrn):
+    """lr x 0.2 at the start of epochs 60, 120, 160, counted from 1; momentum cleared there."""
+    schedule = wrn.schedule.StepSchedule(0.1, (60, 120, 160), 0.2)
+    rates = [schedule.rate(epoch - 1) for epoch in (1, 59, 60, 119, 120, 159, 160, 200)]
+    expected = [0.1, 0.1, 0.02, 0.02, 0.004, 0.004, 0.0008, 0.0008]
+    assert rates == pytest.approx(expected)
+    assert [e + 1 for e in range(200) if schedule.clears_momentum(e)] == [60, 120, 160]
