@@ -137,8 +137,10 @@ def batches(loader: DataLoader, device: torch.device) -> Iterator[tuple[Tensor, 
             images = images.to(device, non_blocking=True, memory_format=torch.channels_last)
             yield images, labels.to(device, non_blocking=True)
     except Refused as refusal:
-        # From a worker it comes with the worker's traceback before it.
-        raise Refused(str(refusal).rsplit("Refused: ", 1)[-1]) from refusal
+        # From a worker it comes with the worker's traceback before it. The traceback here is in a
+        # cycle of references, which would keep the loader, and so its workers, from ending.
+        reason = str(refusal).rsplit("Refused: ", 1)[-1]
+        raise Refused(reason) from refusal.with_traceback(None)
     except RuntimeError as error:
         if "DataLoader worker" not in str(error):
             raise

@@ -1,7 +1,7 @@
 """What a training run writes for each epoch: a line of `log.jsonl`, TensorBoard, a line to read.
 
 The record of an epoch:
-    epoch, step: finished ones; lr: of the last step; arch, method, seed: of the run.
+    epoch, step: finished ones; arch, method, seed: of the run; lr: of the last step.
     train: mean losses by part (`total` is the one that is minimised), and the top-1 error of
         every classifier, over the epoch's augmented images while the weights changed.
     validation: errors of every classifier, and of their averaged probabilities.
@@ -18,6 +18,7 @@ from torch import Tensor
 from evaluate import Scores
 from run_folder import Log
 from synergy import Losses
+from train_options import Config
 
 LOG = "log.jsonl"
 CLASSIFIERS = ("backbone", "shallow branch", "deep branch")
@@ -39,15 +40,17 @@ class EpochLog:
         self._log.cut(epoch)
         self._writer = SummaryWriter(folder, purge_step=step + 1)
 
-    def write(self, record: dict, epochs: int) -> None:
-        """Write the record of an epoch, one of `epochs`."""
+    def write(self, config: Config, epoch: int, step: int, measured: dict) -> None:
+        """Write the record of an epoch: what was `measured`, with the run it belongs to."""
+        named = {name: getattr(config, name) for name in ("arch", "method", "seed")}
+        record = {"epoch": epoch, "step": step, **named, **measured}
         self._log.append(record)
         for name, value in curves(record).items():
-            self._writer.add_scalar(name, value, record["step"])
+            self._writer.add_scalar(name, value, step)
         self._writer.flush()
         train, validation, times = record["train"], record["validation"], record["times"]
         print(
-            f"epoch {record['epoch']}/{epochs}: lr {record['lr']:.4g}, train loss "
+            f"epoch {epoch}/{config.epochs}: lr {record['lr']:.4g}, train loss "
             f"{train['losses']['total']:.4f} error {train['top1_errors'][0]:.2f} %, validation "
             f"top-1 {validation['top1_errors'][0]:.2f} % top-5 {validation['top5_errors'][0]:.2f} "
             f"%, {times['images_per_s']:.0f} images/s, {times['waiting_percent']:.0f} % waiting",

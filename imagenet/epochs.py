@@ -8,6 +8,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 import train_state
+from command_line import DTYPES
 from data import evaluation_loader
 from distributed import rank, share_buffers
 from engine import Trainer
@@ -31,35 +32,27 @@ def run_epochs(config: Config, trainer: Trainer, sets: ImageSets, order: Order) 
     device, workers = trainer.device, config.workers
     data = TrainingData(sets.train, order, config.seed, workers, config.prefetch, device)
     validation = evaluation_loader(sets.validation, config.batch_size, workers, device)
-    save = partial(train_state.save, config.save / CHECKPOINT, trainer, config, sets)
+    schedule = make_schedule(config, order.steps)
     log = EpochLog(config.save, trainer.epoch, trainer.step) if rank() == 0 else None
+    save = partial(train_state.save, config.save / CHECKPOINT, trainer, config, sets)
     with Interruption() as interruption:
         pause = Pause(interruption, trainer, save, config.checkpoint_minutes)
         while trainer.epoch < config.epochs:
-            record = train_epoch(config, trainer, data, pause)
+            times = train_epoch(config, trainer, data, schedule, pause)
+            record = {"lr": schedule.rate(trainer.step - 1), "times": times}
+            record["train"] = train_record(trainer.sums.totals(), len(sets.train))
             record |= validate(config, trainer, validation, pause)
-            totals = trainer.sums.totals()
             trainer.finish_epoch()
             if log:
-                log.write(
-                    {
-                        "epoch": trainer.epoch,
-                        "step": trainer.step,
-                        **{key: getattr(config, key) for key in ("arch", "method", "seed")},
-                        "train": train_record(totals, len(sets.train)),
-                        **record,
-                    },
-                    config.epochs,
-                )
+                log.write(config, trainer.epoch, trainer.step, record)
             pause.save()
     if log:
         log.close()
 
 
-def train_epoch(config: Config, trainer: Trainer, data: TrainingData, pause: Pause) -> dict:
-    """Train on what is left of the epoch; returns the record's `lr` and `times`."""
-    steps = data.order.steps
-    schedule = Schedule(
+def make_schedule(config: Config, steps: int) -> Schedule:
+    """The learning rate that the options ask for, with so many steps an epoch."""
+    return Schedule(
         config.lr_schedule,
         config.lr,
         steps,
@@ -68,6 +61,13 @@ def train_epoch(config: Config, trainer: Trainer, data: TrainingData, pause: Pau
         config.milestones,
         config.lr_factor,
     )
+
+
+def train_epoch(
+    config: Config, trainer: Trainer, data: TrainingData, schedule: Schedule, pause: Pause
+) -> dict:
+    """Train on what is left of the epoch; returns the record's `times`."""
+    steps = data.order.steps
     first = trainer.step - trainer.epoch * steps
     trainer.parallel.train()
     with Meter(f"epoch {trainer.epoch + 1}/{config.epochs}", first, steps) as meter:
@@ -77,8 +77,8 @@ def train_epoch(config: Config, trainer: Trainer, data: TrainingData, pause: Pau
             if at_interval:
                 meter.show(float(loss))
             pause(read=at_interval)
-    pause.refuse_bad_losses()
-    return {"lr": schedule.rate(trainer.step - 1), "times": meter.times()}
+        pause.refuse_bad_losses()
+        return meter.times()
 
 
 def validate(config: Config, trainer: Trainer, loader: DataLoader, pause: Pause) -> dict:
@@ -89,7 +89,7 @@ def validate(config: Config, trainer: Trainer, loader: DataLoader, pause: Pause)
     record = {}
     for name, network in networks.items():
         share_buffers(network)
-        scores = evaluate(network, pause.over(loader), trainer.device, config.dtype)
+        scores = evaluate(network, pause.over(loader), trainer.device, DTYPES[config.dtype])
         record[name] = validation_record(scores)
     return record
 

@@ -9,6 +9,7 @@ import torch.distributed as dist
 from torch.utils.data import DataLoader
 
 from command_line import Refused, Stopped
+from distributed import lost_a_process
 from engine import Trainer
 
 NEVER = -(2**62)
@@ -36,7 +37,12 @@ class Interruption:
         for signum, handler in self._previous.items():
             signal.signal(signum, handler)
         # Who is told to stop may find the others gone: a failed step, and nothing to save.
-        if self._signum and self._group and isinstance(error, RuntimeError):
+        if (
+            self._signum
+            and self._group
+            and isinstance(error, RuntimeError)
+            and lost_a_process(error)
+        ):
             raise Stopped(self._signum) from error
 
     def _note(self, signum, frame) -> None:

@@ -17,7 +17,7 @@ import torch
 
 import train_state
 import weights
-from command_line import Stopped, exit_status
+from command_line import DTYPES, Stopped, exit_status
 from distributed import barrier, print_once, processes, rank
 from engine import Trainer
 from epochs import run_epochs
@@ -60,6 +60,8 @@ def train(config: Config, device: torch.device) -> None:
     if source:
         train_state.resume(source, trainer, config, sets, order.steps)
     train_state.check_all_resumed(trainer)
+    if trainer.epoch >= config.epochs:
+        print_once(f"all of the {config.epochs} epochs are done")
     try:
         run_epochs(config, trainer, sets, order)
     except Stopped:
@@ -98,7 +100,7 @@ def make_trainer(config: Config, classes: int, device: torch.device) -> Trainer:
             fused=device.type == "cuda",
         ),
         device,
-        config.dtype,
+        DTYPES[config.dtype],
         config.grad_accumulation,
         config.ema,
     )

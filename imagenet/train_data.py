@@ -45,9 +45,9 @@ def training_transform(augmentation: str, image_size: int = 224) -> Callable[[Im
     return transforms.Compose([*cut, flip, transforms.PILToTensor()])
 
 
-def random_seed(*key: int) -> int:
-    """A seed that is a function of the key alone, and unlike that of any other key."""
-    return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0])
+def derived_seed(seed: int, *key: int) -> int:
+    """A seed that is a function of these numbers alone, and unlike that of any other key."""
+    return int(np.random.SeedSequence(seed, spawn_key=key).generate_state(1, np.uint64)[0])
 
 
 class Augmented(Dataset):
@@ -63,7 +63,7 @@ class Augmented(Dataset):
     def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, int]:
         """The image and label of a key (epoch, index)."""
         with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(random_seed(self._seed, *key))
+            torch.default_generator.manual_seed(derived_seed(self._seed, *key))
             return self._files[key[1]]
 
 
@@ -101,7 +101,7 @@ class Order:
         return len(whole[shard(len(whole))]) / len(whole)
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        generator = torch.Generator().manual_seed(random_seed(self._seed, self._epoch))
+        generator = torch.Generator().manual_seed(derived_seed(self._seed, self._epoch))
         order = torch.randperm(self._images, generator=generator)
         for step in range(self._first, self.steps):
             whole = self.whole(step)

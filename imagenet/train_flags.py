@@ -162,7 +162,6 @@ def add_run_flags(group) -> None:
     )
     group.add_argument(
         "--dtype",
-        dest="dtype_name",
         choices=DTYPES,
         default="float32",
         help="of convolutions and matrix products; weights and loss are float32",

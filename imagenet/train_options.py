@@ -4,15 +4,13 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import torch
-
 from command_line import DTYPES, Refused
 from train_flags import build_parser
 
 # What a resumed run may change. The places of things, and how fast they go; and the number of
 # epochs under a schedule that does not depend on it.
 FREE = (
-    *("data", "val_labels", "workers", "prefetch", "device", "compile", "grad_accumulation"),
+    *("data", "val_labels", "workers", "prefetch", "device", "compile"),
     *("save", "resume", "checkpoint_minutes", "log_interval", "export"),
 )
 
@@ -46,7 +44,7 @@ class Config:
     ema: float  # decay; 0: no average
     seed: int
     device: str
-    dtype_name: str
+    dtype: str  # of convolutions and matrix products
     compile: bool
     resume: str  # a path, `auto`, or empty
     save: Path
@@ -54,17 +52,9 @@ class Config:
     log_interval: int  # steps
     export: Path | None
 
-    @property
-    def dtype(self) -> torch.dtype:
-        return DTYPES[self.dtype_name]
-
     def plain(self) -> dict:
         """The options as plain values, for a file."""
-        values = {
-            **asdict(self),
-            "milestones": list(self.milestones),
-            "dtype_name": str(self.dtype),
-        }
+        values = asdict(self) | {"milestones": list(self.milestones)}
         return {key: str(v) if isinstance(v, Path) else v for key, v in values.items()}
 
     def decisive(self) -> dict:
@@ -82,12 +72,14 @@ def parse(argv: Sequence[str] | None = None) -> Config:
     values = vars(build_parser().parse_args(argv))
     if values["augmentation"] is None:
         values["augmentation"] = "resized-crop" if values["arch"] == "resnet152" else "crop"
+    values["dtype"] = str(DTYPES[values["dtype"]]).removeprefix("torch.")  # one name of several
     config = Config(**values)
     if config.lr_schedule == "cosine" and config.warmup_epochs >= config.epochs:
         raise Refused(
             f"--warmup-epochs {config.warmup_epochs:g} of --epochs {config.epochs}: nothing is "
             "left for the cosine; use fewer"
         )
-    if config.export and not config.export.parent.is_dir():
-        raise Refused(f"--export {config.export}: no folder {config.export.parent}; make it first")
+    folder = config.export.parent if config.export else config.save
+    if folder != config.save and not folder.is_dir():
+        raise Refused(f"--export {config.export}: no folder {folder}; make it first")
     return config

@@ -135,9 +135,13 @@ def check_same_run(content: dict, config: Config, sets: ImageSets, source: Path)
     if content["format"] != FORMAT or unknown:
         what = f"the unknown key {min(map(str, unknown))!r}" if unknown else content["format"]
         raise Refused(f"{source}: expected format {FORMAT}, found {what}; use a newer version")
+    asked = config.decisive()
+    if content["processes"] != world_size():
+        # Another number of processes may need another one of parts, and changes results anyway.
+        asked.pop("grad_accumulation")
     changed = [
         f"--{flag.replace('_', '-')} {value} (was {content['options'].get(flag)})"
-        for flag, value in config.decisive().items()
+        for flag, value in asked.items()
         if content["options"].get(flag) != value
     ]
     if changed:
@@ -163,7 +167,8 @@ def load_optimizer(trainer: Trainer, content: dict, source: Path) -> None:
         group.update(values)
     scaler = trainer.scaler.state_dict()
     given = content["scaler"]
-    if given.keys() != scaler.keys() or not all(0 <= float(v) < 1e30 for v in given.values()):
+    numbers = all(isinstance(v, float | int) and 0 <= v < 1e30 for v in given.values())
+    if given.keys() != scaler.keys() or not numbers:
         raise Refused(f"{source}: the state of float16's gradient scaler is damaged")
     trainer.scaler.load_state_dict(given)
 
