@@ -1,0 +1,45 @@
+"""What the README shows runs as it stands there."""
+
+import os
+import re
+import subprocess
+import sys
+
+from conftest import ROOT
+
+README = (ROOT / "README.md").read_text()
+
+
+def test_the_python_example_learns():
+    (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    assert code.count("\n") <= 26
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": str(ROOT / "wrn_DKS")},
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    first, last = (float(word) for word in re.findall(r"total ([\d.]+)", done.stdout))
+    assert last < 0.8 * first
+
+
+def test_every_file_it_names_is_there():
+    names = set(re.findall(r"`((?:wrn_DKS|imagenet|images|tests)/[\w./-]*)`", README))
+    assert len(names) > 10
+    assert [name for name in sorted(names) if not (ROOT / name).exists()] == []
+
+
+def test_every_flag_it_names_exists(wrn, imagenet, capsys):
+    known = set()
+    for module in (wrn.main, wrn.report, imagenet.main, imagenet.train, imagenet.report):
+        try:
+            module.main(["--help"])
+        except SystemExit:
+            known |= set(re.findall(r"--[a-z][\w-]*", capsys.readouterr().out))
+    launchers = {"--nproc_per_node", "--nnodes", "--max-restarts", "--rdzv-backend",
+                 "--rdzv-endpoint", "--rdzv-id", "--standalone", "--index-url", "--nodes",
+                 "--ntasks-per-node", "--gpus-per-node", "--time", "--signal"}  # fmt: skip
+    spelled = {flag.replace("_", "-") for flag in known} | {
+        flag.replace("_", "-") for flag in launchers
+    }
+    used = {flag.replace("_", "-") for flag in re.findall(r"(?<![\w-])--[a-z][\w-]*", README)}
+    assert used - spelled == set()
