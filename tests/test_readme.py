@@ -12,14 +12,14 @@ README = (ROOT / "README.md").read_text()
 
 def test_the_python_example_learns():
     (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    assert code.count("\n") <= 26
+    assert sum(bool(line.strip()) for line in code.splitlines()) <= 24
     done = subprocess.run(
         [sys.executable, "-c", code],
         env={**os.environ, "PYTHONPATH": str(ROOT / "wrn_DKS")},
         capture_output=True, text=True, check=True,
     )  # fmt: skip
-    first, last = (float(word) for word in re.findall(r"total ([\d.]+)", done.stdout))
-    assert last < 0.8 * first
+    totals = [float(word) for word in re.findall(r"total ([\d.]+)", done.stdout)]
+    assert totals[-1] < 0.5 * totals[0]
 
 
 def test_every_file_it_names_is_there():
