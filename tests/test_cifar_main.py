@@ -190,7 +190,8 @@ def test_dropout_depends_on_the_seed_alone(main, tmp_path):
 @pytest.mark.parametrize("dtype", ["bfloat16", "half"])
 def test_other_number_types(main, tmp_path, dtype):
     assert main("--epochs", 1, "--dtype", dtype, "--save", tmp_path / "x") == 0
-    assert main("--epochs", 2, "--dtype", dtype, "--save", tmp_path / "x", "--resume", "auto") == 0
+    full = dtype.replace("half", "float16")
+    assert main("--epochs", 2, "--dtype", full, "--save", tmp_path / "x", "--resume", "auto") == 0
     assert records(tmp_path / "x")[-1]["train_loss"] < 20
 
 
@@ -200,6 +201,22 @@ def test_a_loss_that_is_not_finite_stops_the_run(main, run, tmp_path, capsys):
     error = capsys.readouterr().err
     assert "not finite since step" in error and "of epoch 1" in error and error.count("\n") == 1
     assert not (folder / "checkpoint.pt").exists()
+
+
+def test_a_network_that_is_not_finite_is_not_saved(wrn, main, monkeypatch, tmp_path, capsys):
+    """As when the epoch's last step breaks it, after the loss was seen."""
+    train_epoch, folder = wrn.engine.Trainer.train_epoch, tmp_path / "x"
+
+    def breaks_in_second_epoch(trainer, batches, epoch, *others):
+        trained = train_epoch(trainer, batches, epoch, *others)
+        if epoch == 1:
+            trainer.model.classifier.fc.bias.data.fill_(float("inf"))
+        return trained
+
+    monkeypatch.setattr(wrn.engine.Trainer, "train_epoch", breaks_in_second_epoch)
+    assert main("--epochs", 3, "--save", folder) == 2
+    assert "after epoch 2 classifier.fc.bias" in capsys.readouterr().err
+    assert torch.load(folder / "checkpoint.pt", weights_only=True)["epoch"] == 1
 
 
 @pytest.mark.parametrize(

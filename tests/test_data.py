@@ -58,7 +58,7 @@ def test_folder(wrn, folders, capsys):
     assert data.train.images.shape == (3, 3, 8, 8)
     assert (data.train.images[0] == 200).all()
     assert data.train.images[1, :, 4, 4].tolist() == [0, 255, 0]  # 3.png before deep/er/2.jpg
-    assert "1 files in train/ are no images" in capsys.readouterr().out
+    assert "left out in train/, since no image: 1 file(s)" in capsys.readouterr().out
 
 
 def test_folder_is_resized_as_pil_does(wrn, folders):

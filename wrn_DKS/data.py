@@ -169,7 +169,7 @@ def decode(listing: Listing, index: list[int], image_size: int, workers: int) ->
 
     folder = listing.paths[0].parents[1].name
     if listing.others:
-        print_once(f"{listing.others} files in {folder}/ are no images and are left out")
+        print_once(f"left out in {folder}/, since no image: {listing.others} file(s)")
     with ThreadPoolExecutor(workers) as pool:
         done = pool.map(read, range(len(images)))
         show = None if rank() == 0 else True  # None: where there is a terminal

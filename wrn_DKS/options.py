@@ -77,6 +77,7 @@ def parse(argv: Sequence[str] | None = None) -> Config:
         if options["device"] != "auto":
             raise Refused("--gpu_id and --device both choose the device; give one of them")
         options["device"] = f"cuda:{gpu}"
+    options["dtype"] = str(DTYPES[options["dtype"]]).removeprefix("torch.")  # half is float16
     own_size = IMAGE_SIZES[options["dataset"]]
     options["image_size"] = options["image_size"] or own_size
     if options["dataset"] != "folder" and options["image_size"] != own_size:

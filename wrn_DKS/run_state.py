@@ -63,8 +63,20 @@ def network_content(model: dict, config: Config, facts: Facts) -> dict:
 
 
 def save_run(path: Path, trainer: Trainer, config: Config, facts: Facts, epoch: int) -> None:
-    """Save all of a run after `epoch` finished epochs."""
-    content = network_content(trainer.model.state_dict(), config, facts)
+    """Save all of a run after `epoch` finished epochs.
+
+    Raises:
+        Refused: it can't be written, or the network holds values that are not finite, which the
+            last step can bring about after the loss was seen; the file before is kept.
+    """
+    state = trainer.model.state_dict()
+    bad = [name for name, tensor in state.items() if not tensor.isfinite().all()]
+    if bad:
+        raise Refused(
+            f"after epoch {epoch} {checkpoint.listing(bad)} of the network is not finite; the last "
+            "checkpoint is from before it; try a lower --lr"
+        )
+    content = network_content(state, config, facts)
     content |= {
         "optimizer": trainer.optimizer.state_dict(),
         "scaler": trainer.scaler.state_dict(),
