@@ -4,6 +4,7 @@ import os
 import pickle
 import random
 import resource
+import signal
 
 import pytest
 import torch
@@ -188,3 +189,14 @@ def test_required_keys(folder, tmp_path):
         folder.checkpoint.require({}, {"epoch": int}, tmp_path)
     with refused(folder, "found str"):
         folder.checkpoint.require({"epoch": "1"}, {"epoch": int}, tmp_path)
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_waits_until_the_file_is_whole(folder, saved, signum):
+    def write(file):
+        os.kill(os.getpid(), signum)
+        file.write(b"whole")
+
+    with folder.command_line.signals_raise(), pytest.raises(folder.command_line.Stopped):
+        folder.checkpoint.write_whole(saved, write)
+    assert saved.read_bytes() == b"whole"

@@ -14,7 +14,7 @@ from typing import BinaryIO
 import torch
 from torch import Tensor, nn
 
-from command_line import Refused, one_line
+from command_line import Refused, one_line, signals_wait
 
 
 def save(path: Path, content: dict) -> None:
@@ -25,17 +25,20 @@ def save(path: Path, content: dict) -> None:
 def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
     """Let `write` fill `path` atomically: at any moment the old file or the new one is there.
 
+    Signals wait: one that broke into torch's zip writer would come out of it as a RuntimeError.
+
     Raises:
         Refused: it can't be written (disk full, say); what was at `path` is untouched.
     """
     temporary = path.with_name(path.name + ".tmp")
     try:
-        with open(temporary, "wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        sync_folder(path.parent)
+        with signals_wait():
+            with open(temporary, "wb") as file:
+                write(file)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+            sync_folder(path.parent)
     except (OSError, RuntimeError) as error:  # torch's zip writer turns OSError into RuntimeError
         kept = "the previous one is whole; " if path.exists() else ""
         raise Refused(

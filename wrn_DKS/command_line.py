@@ -87,6 +87,21 @@ def signals_raise() -> Iterator[None]:
             signal.signal(signum, handler)
 
 
+@contextlib.contextmanager
+def signals_wait() -> Iterator[None]:
+    """Let a SIGINT or SIGTERM that arrives while the block runs take effect when it ends."""
+    arrived = []
+    signals = (signal.SIGINT, signal.SIGTERM)
+    previous = {s: signal.signal(s, lambda signum, frame: arrived.append(signum)) for s in signals}
+    try:
+        yield
+    finally:
+        for signum, handler in previous.items():
+            signal.signal(signum, handler)
+    if arrived:
+        signal.raise_signal(arrived[0])
+
+
 def exit_status(run: Callable[[], None]) -> int:
     """Call `run` and return the process's exit status.
 
