@@ -2,8 +2,6 @@
 
 from pathlib import Path
 
-from torch.utils.tensorboard import SummaryWriter
-
 from engine import Result, Trainer
 from options import Config
 from run_folder import Log
@@ -16,6 +14,9 @@ class EpochLog:
     """The log of one run, from `epoch` finished epochs on; what stands after that is dropped."""
 
     def __init__(self, folder: Path, config: Config, epoch: int, classes: int):
+        # Takes seconds to import, and only the process that writes needs it.
+        from torch.utils.tensorboard import SummaryWriter
+
         self._log = Log(folder / "log.txt", PREFIX)
         self._log.cut(epoch)
         self._config = config
