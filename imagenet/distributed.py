@@ -5,6 +5,8 @@ Every function also works, and does next to nothing, where there is one process.
 
 import contextlib
 import os
+import time
+import uuid
 from collections.abc import Iterator
 
 import torch
@@ -32,7 +34,11 @@ def processes(device: str) -> Iterator[torch.device]:
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
     if "WORLD_SIZE" in os.environ and "RANK" in os.environ:
-        dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
+        store, own_rank, count = next(dist.rendezvous("env://"))
+        if "TORCHELASTIC_RUN_ID" in os.environ:
+            store = unused_part(store, own_rank, count)
+        backend = "nccl" if chosen.type == "cuda" else "gloo"
+        dist.init_process_group(backend, store=store, rank=own_rank, world_size=count)
     try:
         yield chosen
     except RuntimeError as error:
@@ -42,6 +48,29 @@ def processes(device: str) -> Iterator[torch.device]:
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
+
+
+def unused_part(store: dist.Store, own_rank: int, count: int) -> dist.Store:
+    """A part of torchrun's store that all processes know and none of an earlier start has used.
+
+    torchrun (of PyTorch 2.14) keeps its store when it restarts a run's processes, and in it the
+    addresses of those that have ended. So process 0 names a new part to every process that knows
+    a word which only one that is alive can know.
+    """
+    word = uuid.uuid4().hex
+    if own_rank != 0:
+        store.set(f"word of {own_rank}", word)
+        part = store.get(f"part for {word}").decode()  # waits for it
+        store.set(f"{part} is known to {own_rank}", "")
+        return dist.PrefixStore(part, store)
+    part, missing = word, list(range(1, count))
+    while missing:
+        for other in missing:
+            if store.check([f"word of {other}"]):  # it may be one of a process that has ended
+                store.set(f"part for {store.get(f'word of {other}').decode()}", part)
+        time.sleep(0.02)
+        missing = [other for other in missing if not store.check([f"{part} is known to {other}"])]
+    return dist.PrefixStore(part, store)
 
 
 def lost_a_process(error: RuntimeError) -> bool:

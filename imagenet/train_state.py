@@ -120,7 +120,7 @@ def resume(path: Path, trainer: Trainer, config: Config, sets: ImageSets, steps:
         checkpoint.load_weights(trainer.ema.model, content["ema"], path)
     load_optimizer(trainer, content, path)
     load_progress(trainer, content, steps, path)
-    print_once(f"resumed from {path}: epoch {trainer.epoch + 1}, after step {trainer.step}")
+    print_once(f"resumed from {path}: {trainer.epoch} epochs and {trainer.step} steps done")
     if content["processes"] != world_size():
         print_once(
             f"saved by {content['processes']} processes and resumed with {world_size()}: the "

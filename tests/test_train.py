@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import subprocess
 import sys
 
 import numpy as np
@@ -205,6 +206,17 @@ def test_a_folder_with_a_run_is_not_written_over(train, data, reference, tmp_pat
     argv = command_line(data, reference, "--ema", "0.9", "--resume", str(elsewhere))
     assert "holds a run" in refusal(train, capsys, argv)
     assert (reference / "checkpoint.pt").read_bytes() == before
+
+
+def test_a_folder_that_another_process_holds_is_refused(train, data, tmp_path, capsys):
+    hold = "import fcntl, sys; lock = open(sys.argv[1], 'w'); fcntl.lockf(lock, fcntl.LOCK_EX); "
+    hold += "print('held', flush=True); input()"
+    command = [sys.executable, "-c", hold, str(tmp_path / "lock")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
+        holder.stdout.readline()
+        assert "another run" in refusal(train, capsys, command_line(data, tmp_path))
+        holder.stdin.close()
+    assert train(command_line(data, tmp_path, "--epochs", "1")) == 0
 
 
 def damage_missing(content):
