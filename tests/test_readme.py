@@ -35,11 +35,8 @@ def test_every_flag_it_names_exists(wrn, imagenet, capsys):
             module.main(["--help"])
         except SystemExit:
             known |= set(re.findall(r"--[a-z][\w-]*", capsys.readouterr().out))
-    launchers = {"--nproc_per_node", "--nnodes", "--max-restarts", "--rdzv-backend",
-                 "--rdzv-endpoint", "--rdzv-id", "--standalone", "--index-url", "--nodes",
-                 "--ntasks-per-node", "--gpus-per-node", "--time", "--signal"}  # fmt: skip
-    spelled = {flag.replace("_", "-") for flag in known} | {
-        flag.replace("_", "-") for flag in launchers
-    }
+    torchruns = "--nproc-per-node --nnodes --max-restarts --rdzv-backend --rdzv-endpoint --rdzv-id"
+    slurms = "--nodes --ntasks-per-node --gpus-per-node --cpus-per-task --time --signal --requeue"
+    spelled = {flag.replace("_", "-") for flag in known} | {*torchruns.split(), *slurms.split()}
     used = {flag.replace("_", "-") for flag in re.findall(r"(?<![\w-])--[a-z][\w-]*", README)}
     assert used - spelled == set()
