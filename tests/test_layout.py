@@ -33,15 +33,20 @@ def test_a_script_folder_runs_when_copied_away(tmp_path):
     assert (copy / "run" / "checkpoint.pt").exists()
 
 
-def test_every_option_of_the_cifar_side_is_read(wrn):
-    """Each field of Config is used as an attribute in some module, or decides whether to resume."""
-    used = set()
-    for path in wrn.path.glob("*.py"):
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("wrn_DKS", "options"), ("imagenet", "options"), ("imagenet", "train_options")],
+)
+def test_every_option_is_read(request, name, options):
+    """Each field of a Config is read as an attribute of it in some module of its folder."""
+    scripts = request.getfixturevalue({"wrn_DKS": "wrn"}.get(name, name))
+    read = set()
+    for path in scripts.path.glob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
-                used |= {node.attr} if node.value.id in ("config", "self") else set()
-    fields = set(wrn.options.Config.__dataclass_fields__)
-    assert fields - used == set()
+                read |= {node.attr} if node.value.id in ("config", "self") else set()
+    fields = getattr(scripts, options).Config.__dataclass_fields__
+    assert set(fields) - read == set()
 
 
 def test_help_names_every_flag_with_its_default(wrn, capsys):
