@@ -8,6 +8,7 @@ import sys
 
 import pytest
 from conftest import ROOT
+from synthetic import write_folders
 
 TWINS = (
     "checkpoint", "command_line", "distributed", "images", "metrics", "run_folder", "synergy",
@@ -20,16 +21,31 @@ def test_twins_are_identical(name):
     assert one.read_bytes() == other.read_bytes()
 
 
-def test_a_script_folder_runs_when_copied_away(tmp_path):
+def run_copy(name, tmp_path, command):
+    """Copy a script folder elsewhere and run a command there; returns the folder and its output."""
     copy = tmp_path / "elsewhere"
-    shutil.copytree(ROOT / "wrn_DKS", copy)
-    words = "--dataset digits --depth 10 --width 0.25 --epochs 1 --batch_size 512 --save run"
+    shutil.copytree(ROOT / name, copy)
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     done = subprocess.run(
-        [sys.executable, "main.py", *words.split()],
-        cwd=copy, env=environment, capture_output=True, text=True, check=True,
-    )  # fmt: skip
-    assert "test error of the backbone" in done.stdout
+        [sys.executable, *command], cwd=copy, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    return copy, done.stdout
+
+
+def test_wrn_dks_runs_when_copied_away(tmp_path):
+    words = "main.py --dataset digits --depth 10 --width 0.25 --epochs 1 --batch_size 512"
+    copy, out = run_copy("wrn_DKS", tmp_path, [*words.split(), "--save", "run"])
+    assert "test error of the backbone" in out
+    assert (copy / "run" / "checkpoint.pt").exists()
+
+
+def test_imagenet_runs_when_copied_away(tmp_path):
+    for split in ("train", "val"):
+        write_folders(tmp_path / "images", {"cat": 2, "dog": 2}, split)
+    words = "train.py --image-size 33 --epochs 1 -j 0 -b 4 --save run".split()
+    copy, out = run_copy("imagenet", tmp_path, [*words, str(tmp_path / "images")])
+    assert "epoch 1/1" in out
     assert (copy / "run" / "checkpoint.pt").exists()
 
 
