@@ -138,8 +138,7 @@ def load_weights(model: nn.Module, weights: dict[str, Tensor], source: Path) -> 
         if problem:
             raise Refused(f"{source} can't be used: {name} {problem}")
     cast = [name for name, tensor in own.items() if weights[name].dtype != tensor.dtype]
-    if cast:
-        print(f"{source}: cast to the network's own number type: {listing(cast)}")
+    report_cast(cast, source)
     model.load_state_dict(weights)
 
 
@@ -157,25 +156,48 @@ def difference(given: object, own: Tensor) -> str:
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, state: dict, source: Path) -> None:
-    """Load an optimizer's state dict; every tensor in it must fit its parameter.
+    """Load the buffers in an optimizer's state dict, strictly, as `load_weights` does weights.
+
+    The hyperparameters stay the optimizer's own.
 
     Raises:
         Refused: it is not the state of such an optimizer over such parameters.
     """
+    own = optimizer.state_dict()
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    cast = []
     try:
+        check_optimizer_keys(state, own, len(parameters))
         for index, buffers in state["state"].items():
             for name, value in buffers.items():
-                problem = difference(value, parameters[index]) if value is not None else ""
-                if problem:
-                    raise Refused(
-                        f"{source} can't be resumed: {name} of parameter {index} {problem}"
-                    )
-        optimizer.load_state_dict(state)
+                if value is None:  # as SGD has it without momentum
+                    continue
+                if problem := difference(value, parameters[index]):
+                    raise ValueError(f"{name} of parameter {index} {problem}")
+                if value.dtype != parameters[index].dtype:
+                    cast.append(f"{name} of parameter {index}")
+        optimizer.load_state_dict({**state, "param_groups": own["param_groups"]})
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
         raise Refused(
             f"{source} can't be resumed: its optimizer is another one ({one_line(error, 150)})"
         ) from error
+    report_cast(cast, source)
+
+
+def check_optimizer_keys(state: dict, own: dict, parameters: int) -> None:
+    """Raise ValueError where the state dict of an optimizer has other keys than its own has."""
+    numbers = [[group["params"] for group in each["param_groups"]] for each in (state, own)]
+    if state.keys() != own.keys() or numbers[0] != numbers[1]:
+        raise ValueError("of other parameters")
+    # Before the first step no parameter has buffers; after it all have the same.
+    kinds = {frozenset(buffers) for buffers in state["state"].values()}
+    if len(kinds) > 1 or set(state["state"]) not in (set(), set(range(parameters))):
+        raise ValueError("buffers are missing or unexpected")
+
+
+def report_cast(names: list[str], source: Path) -> None:
+    if names:
+        print(f"{source}: cast to the network's own number type: {listing(names)}")
 
 
 def listing(names: list[str], most: int = 3) -> str:

@@ -144,6 +144,7 @@ def check_same_run(content: dict, config: Config, sets: ImageSets, source: Path)
         for flag, value in asked.items()
         if content["options"].get(flag) != value
     ]
+    changed += [f"--{flag} (unknown)" for flag in content["options"].keys() - config.plain().keys()]
     if changed:
         raise Refused(
             f"{source} was made with other options: {'; '.join(changed)}; resume with the same, "
@@ -159,12 +160,7 @@ def check_same_run(content: dict, config: Config, sets: ImageSets, source: Path)
 
 def load_optimizer(trainer: Trainer, content: dict, source: Path) -> None:
     """Load the optimizer's buffers and the scaler's state."""
-    groups = trainer.optimizer.param_groups
-    own = [{key: group[key] for key in group.keys() - {"params"}} for group in groups]
     checkpoint.load_optimizer(trainer.optimizer, content["optimizer"], source)
-    # Its hyperparameters are the options'; whether it is fused depends on this device.
-    for group, values in zip(trainer.optimizer.param_groups, own, strict=True):
-        group.update(values)
     scaler = trainer.scaler.state_dict()
     given = content["scaler"]
     numbers = all(isinstance(v, float | int) and 0 <= v < 1e30 for v in given.values())

@@ -64,12 +64,10 @@ def read(path: Path) -> Checkpoint:
             weights[counter] = torch.tensor(0)
     around = content if part else {}
     names, arch = around.get("class_names"), around.get("arch")
-    return Checkpoint(
-        part,
-        weights,
-        [str(name) for name in names] if isinstance(names, list) else None,
-        arch if isinstance(arch, str) else None,
-    )
+    are_names = isinstance(names, list) and all(isinstance(name, str) for name in names)
+    if not (names is None or are_names) or not isinstance(arch, str | None):
+        raise Refused(f"{path}: its class_names or arch are no names; use another copy of it")
+    return Checkpoint(part, weights, names, arch)
 
 
 def own_name(name: str) -> str:

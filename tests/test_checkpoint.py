@@ -168,6 +168,10 @@ def test_other_widths_of_floats_are_cast_and_said(folder, network, tmp_path, cap
         lambda s: s.pop("state"),
         lambda s: s.update(state=[]),
         lambda s: s["state"][0].update(momentum_buffer=torch.zeros(1)),
+        lambda s: s["state"].pop(0),
+        lambda s: s["state"][0].pop("momentum_buffer"),
+        lambda s: s["state"][0].update(surplus=torch.zeros(3, 4)),
+        lambda s: s.update(surplus=1),
         lambda s: s["state"].update({99: {"momentum_buffer": torch.zeros(1)}}),
         lambda s: s.update(param_groups=[]),
         lambda s: s["param_groups"][0].update(params=[0]),
@@ -181,6 +185,21 @@ def test_optimizers_that_do_not_fit(folder, network, tmp_path, change):
     change(state)
     with refused(folder, "can't be resumed"):
         folder.checkpoint.load_optimizer(optimizer, state, tmp_path / "x.pt")
+
+
+def test_buffers_are_cast_and_hyperparameters_stay(folder, network, tmp_path, capsys):
+    optimizer = torch.optim.SGD(network.parameters(), 0.1, 0.9)
+    network(torch.randn(4, 4)).sum().backward()
+    optimizer.step()
+    state = optimizer.state_dict()
+    buffer = state["state"][1]["momentum_buffer"]
+    state["state"][1]["momentum_buffer"] = buffer.double()
+    state["param_groups"][0] = {"params": [0, 1, 2, 3], "momentum": float("nan")}
+    folder.checkpoint.load_optimizer(optimizer, state, tmp_path / "x.pt")
+    assert optimizer.param_groups[0]["momentum"] == 0.9
+    loaded = optimizer.state[network[0].bias]["momentum_buffer"]
+    assert loaded.dtype == torch.float32 and torch.equal(loaded, buffer)
+    assert "cast" in capsys.readouterr().out
 
 
 def test_required_keys(folder, tmp_path):

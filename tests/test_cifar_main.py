@@ -272,6 +272,8 @@ def test_a_damaged_checkpoint_is_refused(main, run, tmp_path, capsys):
         "epoch": lambda c: c.update(epoch=-1),
         "optimizer": lambda c: c.update(optimizer={}),
         "options": lambda c: c.pop("options"),
+        "option": lambda c: c["options"].update(surplus=1),
+        "key": lambda c: c.update(surplus=1),
         "model": lambda c: c["model"].popitem(),
     }
     for name, damage in damages.items():

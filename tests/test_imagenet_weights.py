@@ -148,6 +148,8 @@ class Code:
         (lambda state: {**state, "module.fc.bias": state["fc.bias"]}, "two parameters of one name"),
         (lambda state: {"model": state, "arch": "resnet50"}, "use -a resnet50"),
         (lambda state: {"model": state, "class_names": ["a"] * 1000}, "1 different class names"),
+        (lambda state: {"model": state, "class_names": [1, 2]}, "class_names or arch are no names"),
+        (lambda state: {"model": state, "arch": 18}, "class_names or arch are no names"),
         (lambda state: {1: torch.ones(1)}, "not names of parameters"),
         (lambda state: torch.ones(3), "expected a dict"),
     ],

@@ -102,8 +102,10 @@ def read(path: Path, config: Config) -> Saved:
                 f"{path}: its parameters are not the released code's ({error})"
             ) from error
     checkpoint.require(content, NETWORK_KEYS, path)
-    if content["format"] != FORMAT:
-        raise Refused(f"{path}: format {content['format']}, expected {FORMAT}; use a newer version")
+    unknown = content.keys() - NETWORK_KEYS.keys() - RUN_KEYS.keys()
+    if content["format"] != FORMAT or unknown:
+        what = f"the unknown key {min(map(str, unknown))!r}" if unknown else content["format"]
+        raise Refused(f"{path}: expected format {FORMAT}, found {what}; use a newer version")
     facts = Facts(content["classes"], content["mean"], content["std"])
     check_facts(facts, path)
     for flag in ("depth", "width", "image_size"):
@@ -142,6 +144,7 @@ def resume(saved: Saved, trainer: Trainer, config: Config, facts: Facts) -> int:
         for flag, value in config.decisive().items()
         if content["options"].get(flag) != value
     ]
+    changed += [f"--{flag} (unknown)" for flag in content["options"].keys() - config.plain().keys()]
     if changed:
         raise Refused(
             f"{source} was made with other options: {'; '.join(changed)}; resume with the same, "
