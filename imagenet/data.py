@@ -87,8 +87,22 @@ class ImageFiles(Dataset):
         return self.transform(image), label
 
 
+def leave_signals_to_the_main_process(worker: int) -> None:
+    """A terminal or a scheduler signals every process, but one answer to it is enough.
+
+    The main process asks its workers to end by other means. Should that fail, SIGTERM is its
+    last resort, and so is obeyed after a while.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(30))
+
+
 def evaluation_loader(
-    dataset: Dataset, batch_size: int, workers: int, device: torch.device
+    dataset: Dataset,
+    batch_size: int,
+    workers: int,
+    device: torch.device,
+    prepare_worker: Callable[[int], None] = leave_signals_to_the_main_process,
 ) -> DataLoader:
     """Batches, in order, of this process's share of the data set; no image is given out twice.
 
@@ -97,6 +111,7 @@ def evaluation_loader(
         batch_size: images in a batch, over all processes.
         workers: processes that read images, for each process of the run; 0 reads in this one.
         device: where the batches will go.
+        prepare_worker: called with its number in each of these processes as it starts.
 
     Raises:
         Refused: there are fewer images than processes.
@@ -110,20 +125,10 @@ def evaluation_loader(
         Subset(dataset, range(*shard(count).indices(count))),
         batch_size=-(-batch_size // world_size()),
         num_workers=workers,
-        worker_init_fn=leave_signals_to_the_main_process,
+        worker_init_fn=prepare_worker,
         persistent_workers=workers > 0,
         pin_memory=device.type == "cuda",
     )
-
-
-def leave_signals_to_the_main_process(worker: int) -> None:
-    """A terminal or a scheduler signals every process, but one answer to it is enough.
-
-    The main process asks its workers to end by other means. Should that fail, SIGTERM is its
-    last resort, and so is obeyed after a while.
-    """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(30))
 
 
 def batches(loader: DataLoader, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:

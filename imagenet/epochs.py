@@ -4,6 +4,7 @@ import time
 from collections.abc import Iterable, Iterator
 from functools import partial
 
+import torch
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
@@ -18,7 +19,7 @@ from image_sets import ImageSets
 from pause import Interruption, Pause
 from run_folder import CHECKPOINT
 from schedule import Schedule
-from train_data import Batch, Order, TrainingData
+from train_data import Batch, Order, Readers, TrainingData
 from train_options import Config
 
 
@@ -29,13 +30,11 @@ def run_epochs(config: Config, trainer: Trainer, sets: ImageSets, order: Order) 
         Refused: a loss was not finite, an image can't be read, or the run can't be saved.
         Stopped: a signal has come; the run is saved.
     """
-    device, workers = trainer.device, config.workers
-    data = TrainingData(sets.train, order, config.seed, workers, config.prefetch, device)
-    validation = evaluation_loader(sets.validation, config.batch_size, workers, device)
     schedule = make_schedule(config, order.steps)
-    log = EpochLog(config.save, trainer.epoch, trainer.step) if rank() == 0 else None
     save = partial(train_state.save, config.save / CHECKPOINT, trainer, config, sets)
-    with Interruption() as interruption:
+    log = EpochLog(config.save, trainer.epoch, trainer.step) if rank() == 0 else None
+    with Readers() as readers, Interruption() as interruption:
+        data, validation = make_loaders(config, sets, order, trainer.device, readers)
         pause = Pause(interruption, trainer, save, config.checkpoint_minutes)
         while trainer.epoch < config.epochs:
             times = train_epoch(config, trainer, data, schedule, pause)
@@ -48,6 +47,17 @@ def run_epochs(config: Config, trainer: Trainer, sets: ImageSets, order: Order) 
             pause.save()
     if log:
         log.close()
+
+
+def make_loaders(
+    config: Config, sets: ImageSets, order: Order, device: torch.device, readers: Readers
+) -> tuple[TrainingData, DataLoader]:
+    """Batches to train on, and this process's batches to validate with."""
+    workers = config.workers
+    training = TrainingData(
+        sets.train, order, config.seed, workers, config.prefetch, device, readers
+    )
+    return training, evaluation_loader(sets.validation, config.batch_size, workers, device, readers)
 
 
 def make_schedule(config: Config, steps: int) -> Schedule:

@@ -1,5 +1,7 @@
 """From image files to batches for training: augmentation, order, loader."""
 
+import multiprocessing
+import os
 import signal
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
@@ -118,6 +120,32 @@ class Batch(NamedTuple):
     share: float  # of the whole batch's images; 0: they are there for the form and don't count
 
 
+class Readers:
+    """Prepares the processes that read images to outlive a signal that every process gets.
+
+    A terminal or a scheduler signals them too, while the run still needs them to end its step and
+    save. Only when the block has ended, do they obey SIGTERM, the last resort to end them.
+    """
+
+    def __init__(self):
+        self._over = multiprocessing.Event()
+
+    def __enter__(self) -> "Readers":
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self._over.set()
+
+    def __call__(self, worker: int) -> None:
+        """Called in each of them as it starts."""
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, self._end_if_over)
+
+    def _end_if_over(self, signum, frame) -> None:
+        if self._over.is_set():
+            os._exit(0)
+
+
 class TrainingData:
     """The training images of this process, batch by batch, on the device.
 
@@ -128,6 +156,7 @@ class TrainingData:
         workers: processes that read images, for each process of the run; 0 reads in this one.
         prefetch: batches that each worker prepares ahead.
         device: where the batches go.
+        readers: prepares the workers.
     """
 
     def __init__(
@@ -138,6 +167,7 @@ class TrainingData:
         workers: int,
         prefetch: int,
         device: torch.device,
+        readers: Readers,
     ):
         self.order = order
         self._device = device
@@ -147,7 +177,7 @@ class TrainingData:
             Augmented(files, seed),
             batch_sampler=order,
             num_workers=workers,
-            worker_init_fn=leave_signals_to_the_main_process,
+            worker_init_fn=readers,
             persistent_workers=workers > 0,
             prefetch_factor=prefetch if workers else None,
             pin_memory=device.type == "cuda",
@@ -164,13 +194,3 @@ class TrainingData:
         for step, (images, labels) in enumerate(batches(self._loader, self._device), first):
             images = images.float().sub_(self._mean).div_(self._std)
             yield Batch(images, labels, self.order.share(step))
-
-
-def leave_signals_to_the_main_process(worker: int) -> None:
-    """A terminal or a scheduler signals every process, and the main one still needs this one.
-
-    It asks its workers to end by other means. Should that fail, SIGTERM is its last resort, and
-    so is obeyed after a while.
-    """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(30))

@@ -87,8 +87,9 @@ def test_processes_share_out_the_batches_of_one(imagenet, monkeypatch):
 
 def training_data(imagenet, files, workers, first=0, epoch=1):
     order = imagenet.train_data.Order(len(files), batch_size=4, seed=0)
-    data = imagenet.train_data.TrainingData(files, order, 0, workers, 2, CPU)
-    return list(data.epoch(epoch, first))
+    with imagenet.train_data.Readers() as readers:
+        data = imagenet.train_data.TrainingData(files, order, 0, workers, 2, CPU, readers)
+        return list(data.epoch(epoch, first))
 
 
 @pytest.mark.parametrize("augmentation", ["crop", "resized-crop"])

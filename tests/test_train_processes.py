@@ -132,6 +132,13 @@ def wait_for_epochs(save: Path, count: int) -> None:
     pytest.fail(f"no epoch {count} in {log}")
 
 
+def children(process: int) -> list[int]:
+    """The processes that a process has started."""
+    return [
+        int(word) for word in Path(f"/proc/{process}/task/{process}/children").read_text().split()
+    ]
+
+
 def test_killed_and_signalled_it_ends_as_if_never_stopped(runs, data, tmp_path):
     save, endless = tmp_path / "run", ("--epochs", "100000", "--checkpoint-minutes", "0")
     argv = command_line(data, save, *endless, "--ema", "0.9", "-j", "1", "--resume", "auto")
@@ -141,7 +148,8 @@ def test_killed_and_signalled_it_ends_as_if_never_stopped(runs, data, tmp_path):
     runs.ended(run, -signal.SIGKILL)
     run = runs.start(argv)  # though the killed run's worker may still be there
     wait_for_epochs(save, len(records(save)) + 2)
-    os.kill(run, signal.SIGTERM)
+    for process in (*children(run), run):  # as a scheduler does
+        os.kill(process, signal.SIGTERM)
     output = runs.ended(run, 143)
     assert "--resume auto" in output and "stopped by SIGTERM" in output
     epochs = ("--epochs", str(len(records(save)) + 2))
@@ -177,8 +185,7 @@ def test_a_killed_worker_of_torchrun_is_restarted(runs, data, tmp_path):
         torchrun = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
     try:
         wait_for_epochs(tmp_path / "run", 1)
-        children = Path(f"/proc/{torchrun.pid}/task/{torchrun.pid}/children").read_text()
-        os.kill(int(children.split()[1]), signal.SIGKILL)
+        os.kill(children(torchrun.pid)[1], signal.SIGKILL)
         assert torchrun.wait(120) == 0, (tmp_path / "output").read_text()
     finally:
         torchrun.terminate()
