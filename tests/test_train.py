@@ -313,7 +313,7 @@ def test_a_run_of_everything_beyond_the_paper_exports_to_timm(imagenet, data, tm
     timm = pytest.importorskip("timm")
     save = tmp_path / "run"
     flags = "-a resnet18 --method baseline --epochs 1 --lr-schedule cosine --warmup-epochs 0.5"
-    flags += " --label-smoothing 0.1 --ema 0.5 --dtype bfloat16 --grad-accumulation 2 -j 1"
+    flags += " --label-smoothing 0.1 --ema 0.5 --grad-accumulation 2 -j 1"
     flags += " --augmentation resized-crop --export"
     for name in ("backbone.pth", "backbone.safetensors"):
         export = save / name
