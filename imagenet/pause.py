@@ -9,7 +9,7 @@ import torch.distributed as dist
 from torch.utils.data import DataLoader
 
 from command_line import Refused, Stopped
-from distributed import lost_a_process
+from distributed import lost_a_process, print_once
 from engine import Trainer
 
 NEVER = -(2**62)
@@ -96,6 +96,10 @@ class Pause:
         if signum or due:
             self.save()
         if signum:
+            print_once(
+                f"saved after step {self._trainer.step}; to go on: the same command with "
+                "--resume auto"
+            )
             raise Stopped(signum)
 
     def save(self) -> None:

@@ -17,7 +17,7 @@ import torch
 
 import train_state
 import weights
-from command_line import DTYPES, Stopped, exit_status
+from command_line import DTYPES, exit_status
 from distributed import barrier, print_once, processes, rank
 from engine import Trainer
 from epochs import run_epochs
@@ -62,13 +62,7 @@ def train(config: Config, device: torch.device) -> None:
     train_state.check_all_resumed(trainer)
     if trainer.epoch >= config.epochs:
         print_once(f"all of the {config.epochs} epochs are done")
-    try:
-        run_epochs(config, trainer, sets, order)
-    except Stopped:
-        print_once(
-            f"saved after step {trainer.step}; to go on: the same command with --resume auto"
-        )
-        raise
+    run_epochs(config, trainer, sets, order)
     if config.export and rank() == 0:
         best = trainer.ema.model if trainer.ema else trainer.model
         weights.export_backbone(best, config.export)
