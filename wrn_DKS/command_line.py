@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import signal
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
@@ -109,7 +110,10 @@ def exit_status(run: Callable[[], None]) -> int:
     130 or 143 when SIGINT or SIGTERM stops it. The reason goes to standard error as one line.
     """
     try:
-        with signals_raise():
+        with signals_raise(), warnings.catch_warnings():
+            # Of oddities in images that it decodes all the same. (Set once, as filters are the
+            # whole process's and images are read by threads.)
+            warnings.filterwarnings("ignore", module=r"PIL\.")
             run()
     except Refused as refusal:
         print(f"error: {one_line(refusal)}", file=sys.stderr)

@@ -1,7 +1,6 @@
 """Image files: which ones a folder holds, and their pixels."""
 
 import os
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -69,13 +68,13 @@ def read_rgb(path: Path) -> Image.Image:
         Refused: the file can't be opened or decoded; the message begins with its path.
     """
     try:
-        with warnings.catch_warnings():
-            # A file that claims more pixels than any photograph has is not worth the memory.
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path) as image:
-                if image.mode.startswith("I"):  # I;16 and its kin, or I where PIL widens them
-                    gray = np.asarray(image).astype(np.float64) / 257  # 65535 / 255
-                    image = Image.fromarray(gray.clip(0, 255).round().astype(np.uint8))
-                return image.convert("RGB")
+        with Image.open(path) as image:
+            # PIL itself only warns of files that claim more pixels than any photograph has.
+            if image.width * image.height > Image.MAX_IMAGE_PIXELS:
+                raise ValueError(f"{image.width} x {image.height} pixels, as none has")
+            if image.mode.startswith("I"):  # I;16 and its kin, or I where PIL widens them
+                gray = np.asarray(image).astype(np.float64) / 257  # 65535 / 255
+                image = Image.fromarray(gray.clip(0, 255).round().astype(np.uint8))
+            return image.convert("RGB")
     except Exception as error:  # decoders raise nearly anything on damaged files
         raise Refused(f"{path}: not an image that can be read ({one_line(error, 150)})") from error
