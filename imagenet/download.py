@@ -1,6 +1,7 @@
 """The weights that the paper's authors released on Google Drive, fetched once and checked."""
 
 import os
+import sys
 import tempfile
 from pathlib import Path
 from typing import NamedTuple
@@ -66,8 +67,10 @@ def fetch(arch: str, address: str | None = None, timeout_s: float = 60) -> Path:
             refuse_web_page(arrived)
             load_classifier(arch, arrived)
         except Refused as refusal:
+            # Not the name of a file that is about to go.
+            reason = str(refusal).replace(str(arrived), "what arrived").rstrip(".")
             raise Refused(
-                f"the weights of {arch} could not be fetched: {refusal}. Fetch {file.page} "
+                f"the weights of {arch} could not be fetched: {reason}. Fetch {file.page} "
                 f"({file.size_mib} MiB) with a browser and give the file as --model_path"
             ) from refusal
         os.replace(arrived, target)
@@ -81,10 +84,12 @@ def download(address: str, path: Path, timeout_s: float) -> None:
     except ImportError as error:
         raise Refused("it needs a package: pip install gdown") from error
     try:
-        # Without cookies gdown touches no file in the home folder.
-        gdown.download(address, str(path), use_cookies=False, timeout=timeout_s)
+        # Without cookies gdown touches no file in the home folder. Its bar is for terminals.
+        quiet = not sys.stderr.isatty()
+        gdown.download(address, str(path), quiet=quiet, use_cookies=False, timeout=timeout_s)
     except Exception as error:  # its own, those of requests, and OSError
-        raise Refused(one_line(error, 200)) from error
+        reason = one_line(error, 200).partition("The received bytes are kept")[0].strip()
+        raise Refused(reason) from error
     if not path.is_file():
         raise Refused(f"nothing arrived from {address}")
 

@@ -110,6 +110,7 @@ def test_anything_else_stays_out_of_it(imagenet, server, hub, name, message):
         imagenet.download.fetch("resnet18", f"{server[0]}/{name}", timeout_s=0.5)
     assert "drive.google.com/file/d/1P5QA" in str(refusal.value)
     assert "--model_path" in str(refusal.value)
+    assert str(hub) not in str(refusal.value)  # where nothing is left
     assert list(hub.iterdir()) == []
 
 
