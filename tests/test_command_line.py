@@ -24,7 +24,8 @@ def test_hyphens_and_underscores(parser):
 @pytest.mark.parametrize(
     "words",
     ["--batch_size 0", "--batch_size 101", "--batch_size 1.5", "--batch_size x", "--image-size nan",
-     "--image-size inf", "--image-size=-1", "--image-size=", "--nope", "--batch_size", "--batch 3"],
+     "--image-size inf", "--image-size=-1", "--image-size=", "--image-size=--", "--nope",
+     "--batch_size", "--batch 3"],
 )  # fmt: skip
 def test_bad_flags_are_refused_in_one_line(folder, parser, words, capsys):
     status = folder.command_line.exit_status(lambda: parser.parse_args(words.split()))

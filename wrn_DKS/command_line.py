@@ -46,6 +46,8 @@ class Parser(argparse.ArgumentParser):
         spelled = []
         for word in sys.argv[1:] if args is None else args:
             flag, equals, value = word.partition("=")
+            if flag.startswith("-") and value == "--":  # argparse would make an empty list of it
+                self.error(f"argument {flag}: expected a value, got '--'")
             spelled.append(declared.get(flag.replace("_", "-"), flag) + equals + value)
         return super().parse_args(spelled, namespace)
 
