@@ -1,5 +1,6 @@
 # make demo: train baseline, DS and DKS on the digits that ship, then compare them.
 # make test: the whole test suite and the linter.
+# make torture: faults and bad input by the hundred, under 30 minutes; N=0.1 does a tenth.
 # pip's environment variables (PIP_INDEX_URL and so on) hold here as anywhere.
 PYTHON ?= python3
 BIN := $(CURDIR)/.venv/bin
@@ -7,7 +8,9 @@ BIN := $(CURDIR)/.venv/bin
 # Settings chosen on the training images alone: the last 287 of them held out.
 DEMO := --dataset digits --depth 10 --width 2 --epochs 15 --batch_size 32 --epoch_step '[6,10,13]'
 
-.PHONY: demo test
+N ?= 1
+
+.PHONY: demo test torture
 
 demo: .venv/runtime
 	rm -rf logs/demo
@@ -22,6 +25,10 @@ test: .venv/development
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest
+
+# One thread a process: what is forked from a process with several may hang.
+torture: .venv/development
+	cd tests && OMP_NUM_THREADS=1 $(BIN)/python -m torture -n $(N)
 
 .venv/runtime: requirements.txt
 	$(PYTHON) -m venv .venv
