@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torchvision
 
-from command_line import DTYPES, Parser, Refused, number
+from command_line import DTYPES, Parser, Refused, number, require_file_name
 from data import RESIZES
 from resnet import NETWORKS
 
@@ -47,8 +47,8 @@ def parse(argv: Sequence[str] | None = None) -> Config:
     config = Config(**values | {"predict": tuple(values["predict"])})
     check_network(config)
     check_task(config)
-    if config.json and not config.json.parent.is_dir():
-        raise Refused(f"--json {config.json}: no folder {config.json.parent}; make it first")
+    if config.json:
+        require_file_name("--json", config.json)
     return config
 
 

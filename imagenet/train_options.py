@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from command_line import DTYPES, Refused
+from command_line import DTYPES, Refused, require_file_name
+from run_folder import CHECKPOINT
 from train_flags import build_parser
 
 # What a resumed run may change. The places of things, and how fast they go; and the number of
@@ -79,7 +80,8 @@ def parse(argv: Sequence[str] | None = None) -> Config:
             f"--warmup-epochs {config.warmup_epochs:g} of --epochs {config.epochs}: nothing is "
             "left for the cosine; use fewer"
         )
-    folder = config.export.parent if config.export else config.save
-    if folder != config.save and not folder.is_dir():
-        raise Refused(f"--export {config.export}: no folder {folder}; make it first")
+    if config.export == config.save / CHECKPOINT:
+        raise Refused(f"--export {config.export}: the run's own checkpoint; choose another name")
+    if config.export and config.export.parent != config.save:
+        require_file_name("--export", config.export)
     return config

@@ -221,6 +221,8 @@ def test_weights_of_torchvisions_own(run, imagenet, data, monkeypatch):
         (["DATA", *NETWORK, "WEIGHTS", "--branches"], "no auxiliary branches"),
         (["DATA", "--pretrained", "--branches"], "--branches"),
         (["DATA", *NETWORK, "WEIGHTS", "--json", "nowhere/a.json"], "make it first"),
+        (["DATA", *NETWORK, "WEIGHTS", "--json", "/dev/null"], "no file"),
+        (["DATA", *NETWORK, "WEIGHTS", "--json", ""], "no file"),
         (["DATA", *NETWORK, "WEIGHTS", "--predict", "a.png"], "leave out a data folder"),
         ([*NETWORK, "WEIGHTS", "--json", "a.json", "--predict", "a.png"], "leave out --json"),
         ([*NETWORK, "WEIGHTS", "--predict", "nowhere.png"], "nowhere.png: not an image"),

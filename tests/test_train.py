@@ -300,12 +300,18 @@ def test_data_that_can_not_be_trained_on_is_refused(train, tmp_path, capsys):
         (["--milestones", "30;60"], "30,60,90"),
         (["--warmup-epochs", "2", "--lr-schedule", "cosine"], "--warmup-epochs"),
         (["--export", "nowhere/weights.pt"], "nowhere"),
+        (["--export", "/dev/null"], "no file"),
         (["--ema", "1"], "--ema"),
         (["--resume", "nowhere.pt"], "nowhere.pt"),
     ],
 )
 def test_command_lines_are_refused_by_name(train, data, tmp_path, capsys, flags, named):
     assert named in refusal(train, capsys, command_line(data, tmp_path / "run", *flags))
+
+
+def test_the_export_is_not_the_checkpoint(train, data, tmp_path, capsys):
+    flags = ["--export", str(tmp_path / "checkpoint.pt")]
+    assert "own checkpoint" in refusal(train, capsys, command_line(data, tmp_path, *flags))
 
 
 def test_a_run_of_everything_beyond_the_paper_exports_to_timm(imagenet, data, tmp_path):

@@ -6,6 +6,7 @@ import signal
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 
 import torch
 
@@ -73,6 +74,14 @@ def number(kind: type, minimum: float, maximum: float = float("inf")) -> Callabl
         return value
 
     return convert
+
+
+def require_file_name(flag: str, path: Path) -> None:
+    """Refuse a path where no file can be written, or something else is: a folder, a device."""
+    if path.exists() and not path.is_file():
+        raise Refused(f"{flag} {path}: there, and no file; give another name")
+    if not path.parent.is_dir():
+        raise Refused(f"{flag} {path}: no folder {path.parent}; make it first")
 
 
 @contextlib.contextmanager

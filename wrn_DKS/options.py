@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from command_line import DTYPES, Parser, Refused, number
+from command_line import DTYPES, Parser, Refused, number, require_file_name
 from data import IMAGE_SIZES
+from run_folder import CHECKPOINT
 from synergy import DIRECTIONS, METHODS
 from wide_resnet import blocks_per_group, group_channels
 
@@ -99,8 +100,11 @@ def check_files(config: Config) -> Config:
     if config.export is not None:
         if config.export.exists():
             raise Refused(f"--export {config.export}: already there; choose another name")
-        if not config.export.parent.is_dir():
-            raise Refused(f"--export {config.export}: no folder {config.export.parent}; make it")
+        require_file_name("--export", config.export)
+        if config.save and config.export == config.save / CHECKPOINT:
+            raise Refused(
+                f"--export {config.export}: the run's own checkpoint; choose another name"
+            )
     return config
 
 
