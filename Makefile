@@ -24,7 +24,7 @@ demo: .venv/runtime
 test: .venv/development
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(BIN)/python -m pytest
 
 # One thread a process: what is forked from a process with several may hang.
 torture: .venv/development

@@ -54,6 +54,6 @@ def folder(request) -> ScriptFolder:
 
 
 @pytest.fixture(autouse=True, scope="session")
-def two_threads():
-    """The same arithmetic on a laptop and on a large machine."""
-    torch.set_num_threads(2)
+def one_thread():
+    """The same arithmetic on a laptop and on a large machine; pytest's workers have the rest."""
+    torch.set_num_threads(1)
