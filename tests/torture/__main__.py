@@ -27,6 +27,7 @@ from torture.harness import Outcome, outcomes, refuse_threads
 from torture.scripts import import_all
 
 NOWHERE = "http://127.0.0.1:9"
+PROXIES = {"HTTP_PROXY": NOWHERE, "HTTPS_PROXY": NOWHERE, "NO_PROXY": "127.0.0.1"}
 FAMILIES = (
     interrupted,
     processes,
@@ -47,7 +48,8 @@ def main() -> int:
     refuse_threads()
     start, lost = time.monotonic(), 0
     # Whatever asks for another machine is told that there is none.
-    os.environ.update(HTTP_PROXY=NOWHERE, HTTPS_PROXY=NOWHERE, NO_PROXY="127.0.0.1")
+    for name, value in PROXIES.items():
+        os.environ[name] = os.environ[name.lower()] = value
     print("| fault | times | survived | survived means |\n|---|---|---|---|", flush=True)
     with tempfile.TemporaryDirectory(prefix="torture-", ignore_cleanup_errors=True) as place:
         os.environ.update(TORCH_HOME=place, TMPDIR=place, TORCHINDUCTOR_CACHE_DIR=place)
@@ -88,7 +90,11 @@ def torture(fault: Fault, arguments: argparse.Namespace, place: Path) -> int:
 
 def report(outcome: Outcome, seed: int) -> None:
     again = f"python -m torture --seed {seed} --only {outcome.fault.key} --attempt {outcome.index}"
-    print(f"NOT SURVIVED: {again}\n  {outcome.why}", file=sys.stderr, flush=True)
+    print(
+        f"NOT SURVIVED: {outcome.why}\n  again: cd tests && OMP_NUM_THREADS=1 {again}",
+        file=sys.stderr,
+        flush=True,
+    )
 
 
 if __name__ == "__main__":

@@ -30,7 +30,8 @@ def damaged_file(attempt: Attempt) -> None:
     place = kind(content, attempt.draws)
     print(kind.__name__, place)  # shown if it is not survived
     weights = content.get("state_dict")
-    if attempt.draws.random() < 0.5 and weights and all(map(torch.is_tensor, weights.values())):
+    tensors = isinstance(weights, dict) and all(map(torch.is_tensor, weights.values()))
+    if tensors and attempt.draws.random() < 0.5:
         path = path.with_suffix(".safetensors")
         safetensors.torch.save_file(weights, path)
     else:
@@ -106,6 +107,7 @@ def other_shape(content: dict, draws: random.Random) -> tuple:
 
 def not_finite(content: dict, draws: random.Random) -> tuple:
     def replace(value: torch.Tensor) -> torch.Tensor:
+        value = value.contiguous()
         value.view(-1)[draws.randrange(value.numel())] = float(draws.choice(["nan", "inf"]))
         return value
 
@@ -141,7 +143,9 @@ def added_key(content: dict, draws: random.Random) -> tuple:
 
 def other_kind(content: dict, draws: random.Random) -> tuple:
     holder, place = draws.choice(list(places(content)))
-    holder[place[-1]] = draws.choice([None, -5, "words", 0.125, [], {}, [1, "2"], {"3": 4}])
+    values = [None, -5, "words", 0.125, [], {}, [1, "2"], {"3": 4}]
+    own = type(holder[place[-1]])
+    holder[place[-1]] = draws.choice([value for value in values if type(value) is not own])
     return place
 
 

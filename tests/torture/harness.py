@@ -20,7 +20,6 @@ class Outcome(NamedTuple):
     fault: Fault
     index: int
     why: str  # it was not survived; empty if it was
-    seconds: float
 
 
 @dataclasses.dataclass
@@ -46,7 +45,7 @@ class Running:
         elif ended.status:
             why = (ended.out + ended.err).strip() or f"status {ended.status}"
         shutil.rmtree(self.folder, ignore_errors=True)
-        return Outcome(self.fault, self.index, why, time.monotonic() - self.start)
+        return Outcome(self.fault, self.index, why)
 
 
 def launch(fault: Fault, index: int, seed: int, shared: Path, folder: Path, work) -> Running:
