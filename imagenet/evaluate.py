@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from command_line import Refused, one_line
+from command_line import Refused, lacks_memory, one_line
 from data import batches
 from metrics import Sums, topk_correct
 
@@ -38,8 +38,7 @@ def refuse_too_large_batches() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        # cuDNN, cuBLAS and the CPU's allocator raise no class of their own.
-        if not isinstance(error, torch.OutOfMemoryError) and "alloc" not in str(error).lower():
+        if not lacks_memory(error):
             raise
         raise Refused(
             f"not enough memory for a batch ({one_line(error, 150)}); use a smaller batch size "

@@ -137,7 +137,7 @@ def add_data_flags(group) -> None:
         "-j",
         "--workers",
         metavar="N",
-        type=number(int, 0),
+        type=number(int, 0, 1024),
         default=min(4, os.cpu_count() or 1),
         help="processes that read images, for each process of the run; 0: none besides it",
     )

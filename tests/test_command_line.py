@@ -48,6 +48,10 @@ def test_statuses(folder, capsys):
     assert capsys.readouterr().err == (
         "error: not this\nerror: [Errno 28] No space left on device\n"
     )
+    assert fails(MemoryError()) == 2 == fails(RuntimeError("CPU: can't allocate memory"))
+    assert capsys.readouterr().err.count("error: not enough memory") == 2
+    with pytest.raises(RuntimeError):
+        fails(RuntimeError("shapes differ"))
     with pytest.raises(ZeroDivisionError):  # our own mistakes keep their traceback
         fails(ZeroDivisionError())
 

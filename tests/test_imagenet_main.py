@@ -231,6 +231,7 @@ def test_weights_of_torchvisions_own(run, imagenet, data, monkeypatch):
         (["--download-only", "--predict", "a.png"], "leave out --predict"),
         (["--download-only", "-a", "resnet34"], "weights were released for"),
         (["DATA", "--pretrained", "-a", "resnet34"], "weights were released for"),
+        (["DATA", *NETWORK, "WEIGHTS", "-j", "1025"], "from 0 to 1024"),
         (["DATA", *NETWORK, "WEIGHTS", "-b", "0"], "expected a whole number of at least 1"),
         (["DATA", *NETWORK, "WEIGHTS", "--device", "cuda:99"], "cuda:99"),
         (["DATA", *NETWORK, "WEIGHTS", "--no-such-flag"], "--no-such-flag"),

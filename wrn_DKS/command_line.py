@@ -117,7 +117,7 @@ def signals_wait() -> Iterator[None]:
 def exit_status(run: Callable[[], None]) -> int:
     """Call `run` and return the process's exit status.
 
-    0 when it returns, 2 when it refuses or the system refuses it (disk full, no permission),
+    0 when it returns, 2 when it refuses or the system does (disk full, no permission, no memory),
     130 or 143 when SIGINT or SIGTERM stops it. The reason goes to standard error as one line.
     """
     try:
@@ -132,10 +132,26 @@ def exit_status(run: Callable[[], None]) -> int:
     except OSError as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
         return 2
+    except (MemoryError, RuntimeError) as error:
+        if not lacks_memory(error):
+            raise
+        print(
+            f"error: not enough memory ({one_line(error, 150)}); use smaller batches, images or "
+            "networks",
+            file=sys.stderr,
+        )
+        return 2
     except Stopped as stop:
         print(f"stopped by {stop}", file=sys.stderr)
         return stop.status
     return 0
+
+
+def lacks_memory(error: BaseException) -> bool:
+    """Whether memory has run out, the device's or this machine's."""
+    # cuDNN, cuBLAS and the CPU's allocator raise no class of their own.
+    known = isinstance(error, MemoryError | torch.OutOfMemoryError)
+    return known or "alloc" in str(error).lower()
 
 
 def one_line(error: BaseException, limit: int = 500) -> str:
