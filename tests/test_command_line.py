@@ -11,6 +11,7 @@ def parser(folder):
     parser = folder.command_line.Parser(prog="x")
     parser.add_argument("--batch_size", type=folder.command_line.number(int, 1, 100))
     parser.add_argument("--image-size", type=folder.command_line.number(float, 0))
+    parser.add_argument("--count", type=folder.command_line.number(int, 1))
     parser.add_argument("names", nargs="*")
     return parser
 
@@ -25,7 +26,7 @@ def test_hyphens_and_underscores(parser):
     "words",
     ["--batch_size 0", "--batch_size 101", "--batch_size 1.5", "--batch_size x", "--image-size nan",
      "--image-size inf", "--image-size=-1", "--image-size=", "--image-size=--", "--nope",
-     "--batch_size", "--batch 3"],
+     "--batch_size", "--batch 3", f"--count {2**63}"],
 )  # fmt: skip
 def test_bad_flags_are_refused_in_one_line(folder, parser, words, capsys):
     status = folder.command_line.exit_status(lambda: parser.parse_args(words.split()))

@@ -68,6 +68,8 @@ def number(kind: type, minimum: float, maximum: float = float("inf")) -> Callabl
             value = kind(text)
         except ValueError:
             value = None
+        if kind is int and value and value > 2**62:  # no count in torch or Python goes further
+            raise argparse.ArgumentTypeError(f"expected {name} below 2^62, got {text!r}")
         # Written so that NaN fails it, and infinity too: no option of ours means either.
         if value is None or not (minimum <= value <= maximum and value < float("inf")):
             raise argparse.ArgumentTypeError(f"expected {name} {limits}, got {text!r}")
