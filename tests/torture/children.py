@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 POLL_S = 0.005
-OTHERS = r"batch/s|^W\d{4} .* torch/"
+# Progress bars, remarks of torch's compiler, and of its loader on more workers than cores.
+OTHERS = r"batch/s|^W\d{4} .* torch/|This DataLoader will create|check_worker_number_rationality"
 
 
 class Ended(NamedTuple):
@@ -25,7 +26,7 @@ class Ended(NamedTuple):
 
     @property
     def errors(self) -> list[str]:
-        """The lines on standard error but for progress bars and remarks of torch's compiler."""
+        """The lines on standard error, but for those that a good run may have there."""
         lines = self.err.replace("\r", "\n").splitlines()
         return [line for line in lines if line.strip() and not re.search(OTHERS, line)]
 
