@@ -28,6 +28,7 @@ def test_table_and_figure(wrn, tmp_path, capsys):
     assert "| dks, epochs 3 | 3 | 3 | 23.00 ± 3.61 | 22.00 ± 3.61 | 1.00 ± 0.00 |" in table
     assert "| baseline, epochs 3 | 1 | 3 | 30.00 | 29.00 | 1.00 |" in table
     assert "| baseline, epochs 2 | 1 | 2 of 3 | 31.00 |" in table
+    assert table.index("| baseline, epochs 2") < table.index("| dks")
     assert figure.read_bytes().startswith(b"\x89PNG")
 
 

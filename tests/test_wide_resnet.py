@@ -63,7 +63,9 @@ def test_same_seed_same_backbone_with_and_without_branches(wrn):
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
+@torch.no_grad()
 def test_initial_values(wrn):
+    """Kaiming normal, gain sqrt(2), fan-in; BN uniform in [0, 1); biases 0."""
     torch.manual_seed(0)
     model = wrn.wide_resnet.WideResNet(16, 4, 100)
     conv = model.branches[1].stages[0][0].conv1.weight

@@ -18,6 +18,7 @@ from command_line import Parser, Refused, exit_status
 from epoch_log import PREFIX
 from options import DECISIVE
 from run_folder import Log
+from synergy import METHODS
 
 COLORS = {"baseline": "tab:gray", "ds": "tab:blue", "dks": "tab:red"}  # others: matplotlib's own
 Run = list[dict]  # the records of a log, an epoch each
@@ -67,8 +68,9 @@ def read_runs(folder: Path) -> list[Run]:
 def grouped(runs: list[Run]) -> dict[str, list[Run]]:
     """The runs by a label that names the options, seed apart, in which they differ.
 
-    Runs that have come to different epochs are in different groups.
+    Baseline comes first, DKS last. Runs that have come to different epochs are in different groups.
     """
+    runs = sorted(runs, key=lambda run: [run[-1].get("method") != name for name in METHODS])
     keys = [{key: str(run[-1].get(key)) for key in DECISIVE if key != "seed"} for run in runs]
     for key, run in zip(keys, runs, strict=True):
         key["epochs"] = str(run[-1]["epoch"])
