@@ -13,7 +13,9 @@ import reference
 import torch
 
 SMALL = "--dataset digits --depth 10 --width 0.25 --batch_size 256".split()
-TIMES = {"train_time", "test_time", "train_images_per_s", "resume", "save", "epochs"}
+CHANGING = {
+    "train_time", "test_time", "train_images_per_s", "peak_memory_mib", "resume", "save", "epochs"
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +39,7 @@ def records(folder):
 
 
 def without_times(folder):
-    return [{k: v for k, v in record.items() if k not in TIMES} for record in records(folder)]
+    return [{k: v for k, v in record.items() if k not in CHANGING} for record in records(folder)]
 
 
 def weights(folder):

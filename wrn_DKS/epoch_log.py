@@ -1,6 +1,10 @@
 """What a run writes for each epoch: a line of `log.txt`, a line for people, TensorBoard."""
 
+import resource
+import sys
 from pathlib import Path
+
+import torch
 
 from engine import Result, Trainer
 from options import Config
@@ -36,6 +40,7 @@ class EpochLog:
                 "learning_rate": lr,
                 "num_classes": self._classes,
                 "n_parameters": parameters,
+                "peak_memory_mib": peak_memory_mib(trainer.device),
             }
         )
         for key, value in scalars(train, test).items():
@@ -77,10 +82,19 @@ def further_record(train: Result, test: Result) -> dict:
         for part, result in (("train", train), ("test", test))
         for name in Losses._fields[1:]
     }
+    record |= {"train_images": train.images, "test_images": test.images}
     record["train_images_per_s"] = train.images / train.time_s
     record["test_error_ensemble"] = test.ensemble_error
     record["test_divergences"] = test.divergences
     return record
+
+
+def peak_memory_mib(device: torch.device) -> float:
+    """The most memory this process has held: a GPU's in tensors, else its whole resident set."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    unit = 1 if sys.platform == "darwin" else 2**10  # bytes on macOS, KiB on Linux
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
 
 
 def scalars(train: Result, test: Result) -> dict[str, float]:

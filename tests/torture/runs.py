@@ -12,8 +12,10 @@ import training
 from torture.attempts import Attempt, expect, expect_done
 from torture.scripts import CIFAR, IMAGENET, TRAINING, Script
 
-# What the clock decides, and the options that say where a run lies.
-TIMES = {"train_time", "test_time", "train_images_per_s", "times", "resume", "save"}
+# What the clock and the machine decide, and the options that say where a run lies.
+TIMES = {
+    "train_time", "test_time", "train_images_per_s", "times", "peak_memory_mib", "resume", "save"
+}  # fmt: skip
 
 
 class SmallRun(NamedTuple):
