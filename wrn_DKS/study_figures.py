@@ -1,0 +1,90 @@
+"""The figures of the study."""
+
+from collections.abc import Sequence
+from math import sqrt
+from statistics import mean, stdev
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from epoch_log import classifier_names
+from report import COLORS, draw
+from student_t import quantile
+from study_log import Study
+from study_plan import METHODS
+
+
+def figures(study: Study) -> dict[str, Figure]:
+    """Every figure for which a run is done, by the name of its file."""
+    methods = {row.name: study[row.name] for row in METHODS if row.name in study}
+    branched = {name: runs for name, runs in methods.items() if name != "baseline"}
+    drawn = {"study_methods.png": draw_rows(study)}
+    if methods:
+        runs = {name: [run.epochs for run in runs.values()] for name, runs in methods.items()}
+        drawn["study_error.png"] = draw(runs)
+    if branched:
+        drawn["synergy_matrix.png"] = draw_divergences(branched)
+    return drawn
+
+
+def draw_rows(study: Study) -> Figure:
+    """The last epoch's test error: a dot a seed, the mean and its 95 % interval a row."""
+    figure = Figure(figsize=(7, 1.2 + 0.42 * len(study)), layout="constrained")
+    axes = figure.add_subplot(xlabel="test error of the last epoch, %")
+    for place, runs in enumerate(study.values()):
+        errors = [100 - run.epochs[-1]["test_acc"] for run in runs.values()]
+        color = COLORS[next(iter(runs.values())).options["method"]]
+        axes.plot(errors, [place] * len(errors), "o", color=color, alpha=0.5, markersize=6)
+        axes.errorbar(
+            mean(errors), place, xerr=half_interval(errors), fmt="|", color=color,
+            markersize=16, markeredgewidth=2, capsize=4,
+        )  # fmt: skip
+    axes.set_yticks(range(len(study)), [f"{name} (n = {len(study[name])})" for name in study])
+    axes.invert_yaxis()
+    axes.margins(y=0.12)
+    axes.grid(axis="x", alpha=0.3)
+    axes.set_title("dots: seeds; bars: mean and its 95 % confidence interval", fontsize=9)
+    return figure
+
+
+def half_interval(values: Sequence[float], confidence: float = 0.95) -> float:
+    """Half of the confidence interval of the mean, by Student's t; 0 where there is one value."""
+    n = len(values)
+    return quantile(confidence, n - 1) * stdev(values) / sqrt(n) if n > 1 else 0.0
+
+
+def draw_divergences(study: Study) -> Figure:
+    """KL(p_j || p_i) on the test images against the epoch, j down and i across."""
+    options = next(iter(next(iter(study.values())).values()))
+    names = classifier_names(len(options.epochs[-1]["test_divergences"]))
+    count = len(names)
+    figure = Figure(figsize=(7.5, 6), layout="constrained")
+    grid = figure.subplots(count, count, sharex=True, sharey=True)
+    for j in range(count):
+        for i in range(count):
+            axes = grid[j][i]
+            if i == j:
+                axes.axis("off")
+                axes.text(0.5, 0.5, names[i], ha="center", va="center", transform=axes.transAxes)
+            else:
+                draw_pair(axes, study, j, i)
+                axes.set_title(f"{names[j]} ‖ {names[i]}", fontsize=8)
+    grid[0][1].legend(fontsize=8)
+    figure.supxlabel("epoch")
+    figure.supylabel("KL(p of the first ‖ p of the second), mean over the test images")
+    return figure
+
+
+def draw_pair(axes: Axes, study: Study, j: int, i: int) -> None:
+    """The mean over the seeds, with a band from the lowest to the highest."""
+    for name, runs in study.items():
+        curves = [
+            [record["test_divergences"][j][i] for record in run.epochs] for run in runs.values()
+        ]
+        epochs = [record["epoch"] for record in next(iter(runs.values())).epochs]
+        columns = list(zip(*curves, strict=True))
+        axes.plot(epochs, [mean(column) for column in columns], color=COLORS[name], label=name)
+        lows, highs = [min(column) for column in columns], [max(column) for column in columns]
+        axes.fill_between(epochs, lows, highs, color=COLORS[name], alpha=0.2, linewidth=0)
+    axes.set_yscale("log")
+    axes.grid(alpha=0.3)
