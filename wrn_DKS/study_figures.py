@@ -34,7 +34,7 @@ def draw_rows(study: Study) -> Figure:
     for place, runs in enumerate(study.values()):
         errors = [100 - run.epochs[-1]["test_acc"] for run in runs.values()]
         color = COLORS[next(iter(runs.values())).options["method"]]
-        axes.plot(errors, [place] * len(errors), "o", color=color, alpha=0.5, markersize=6)
+        axes.plot(errors, [place - 0.2] * len(errors), "o", color=color, alpha=0.5, markersize=5)
         axes.errorbar(
             mean(errors), place, xerr=half_interval(errors), fmt="|", color=color,
             markersize=16, markeredgewidth=2, capsize=4,
@@ -69,9 +69,12 @@ def draw_divergences(study: Study) -> Figure:
             else:
                 draw_pair(axes, study, j, i)
                 axes.set_title(f"{names[j]} ‖ {names[i]}", fontsize=8)
+    # The corners have no axes to carry these for them.
+    grid[0][1].tick_params(labelleft=True)
+    grid[-2][-1].tick_params(labelbottom=True)
     grid[0][1].legend(fontsize=8)
-    figure.supxlabel("epoch")
-    figure.supylabel("KL(p of the first ‖ p of the second), mean over the test images")
+    figure.supxlabel("epoch", fontsize=10)
+    figure.supylabel("KL(p of the first ‖ p of the second) on the test images", fontsize=10)
     return figure
 
 
