@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from command_line import Refused, one_line, signals_wait
+from distributed import print_once
 
 
 def save(path: Path, content: dict) -> None:
@@ -150,7 +151,8 @@ def difference(given: object, own: Tensor) -> str:
         return f"has shape {tuple(given.shape)}, expected {tuple(own.shape)}"
     if given.is_floating_point() != own.is_floating_point() or given.is_complex():
         return f"is of type {given.dtype}, expected {own.dtype}"
-    if not given.isfinite().all():
+    # In parts, since isfinite takes more memory than what it looks at.
+    if not all(part.isfinite().all() for part in torch.atleast_1d(given).chunk(16)):
         return "holds values that are not finite"
     return ""
 
@@ -197,7 +199,7 @@ def check_optimizer_keys(state: dict, own: dict, parameters: int) -> None:
 
 def report_cast(names: list[str], source: Path) -> None:
     if names:
-        print(f"{source}: cast to the network's own number type: {listing(names)}")
+        print_once(f"{source}: cast to the network's own number type: {listing(names)}")
 
 
 def listing(names: list[str], most: int = 3) -> str:

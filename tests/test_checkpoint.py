@@ -3,8 +3,10 @@
 import os
 import pickle
 import random
+import re
 import resource
 import signal
+from pathlib import Path
 
 import pytest
 import torch
@@ -219,3 +221,19 @@ def test_a_signal_waits_until_the_file_is_whole(folder, saved, signum):
     with folder.command_line.signals_raise(), pytest.raises(folder.command_line.Stopped):
         folder.checkpoint.write_whole(saved, write)
     assert saved.read_bytes() == b"whole"
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peaks are Linux's")
+def test_loading_needs_the_file_in_memory_once(folder, tmp_path):
+    def memory(name):
+        status = Path("/proc/self/status").read_text()
+        return 1024 * int(re.search(rf"{name}:\s+(\d+)", status)[1])
+
+    model = torch.nn.Linear(4096, 4096)
+    folder.checkpoint.save(tmp_path / "c.pt", {"model": model.state_dict()})
+    before = memory("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    weights = folder.checkpoint.load(tmp_path / "c.pt")["model"]
+    folder.checkpoint.load_weights(model, weights, tmp_path / "c.pt")
+    size = (tmp_path / "c.pt").stat().st_size
+    assert 0.5 * size < memory("VmHWM") - before < 1.25 * size
