@@ -4,6 +4,7 @@ Both folders hold modules of the same names and import their siblings by bare na
 imported with only its own folder on the path, and its modules are kept apart from the other's.
 """
 
+import hashlib
 import importlib
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ from types import ModuleType
 
 import pytest
 import torch
+from synthetic import write_cifar100
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -57,3 +59,16 @@ def folder(request) -> ScriptFolder:
 def one_thread():
     """The same arithmetic on a laptop and on a large machine; pytest's workers have the rest."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture
+def cifar100(wrn, monkeypatch, tmp_path):
+    """Official-format files, their checksums in place of the real ones; the pixels written."""
+    cls = wrn.data.CIFAR["CIFAR100"]
+    folder = tmp_path / "root" / cls.base_folder
+    pixels = write_cifar100(folder, 12)
+    md5 = {path.name: hashlib.md5(path.read_bytes()).hexdigest() for path in folder.iterdir()}
+    monkeypatch.setattr(cls, "train_list", [["train", md5["train"]]])
+    monkeypatch.setattr(cls, "test_list", [["test", md5["test"]]])
+    monkeypatch.setattr(cls, "meta", {**cls.meta, "md5": md5["meta"]})
+    return pixels

@@ -1,5 +1,6 @@
 """Images and checkpoints that tests make for themselves."""
 
+import pickle
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -23,6 +24,20 @@ def write_folders(root: Path, counts: dict[str, int], split: str = "val") -> Pat
         for i in range(count):
             write_image(root / split / name / f"{name}_{i}.png", 100 * seed + i)
     return root
+
+
+def write_cifar100(folder: Path, count: int) -> dict[str, np.ndarray]:
+    """CIFAR-100's official files with `count` random images a part; returns their pixels."""
+    folder.mkdir(parents=True)
+    pixels = {}
+    for seed, part in enumerate(("train", "test")):
+        pixels[part] = np.random.default_rng(seed).integers(0, 256, (count, 3072), dtype=np.uint8)
+        labels = [(7 * i + seed) % 100 for i in range(count)]
+        record = {"data": pixels[part], "fine_labels": labels, "coarse_labels": labels}
+        (folder / part).write_bytes(pickle.dumps(record))
+    names = [f"class {i:03}" for i in range(100)]
+    (folder / "meta").write_bytes(pickle.dumps({"fine_label_names": names}))
+    return pixels
 
 
 def always(layer: nn.Linear, order: Sequence[int]) -> None:

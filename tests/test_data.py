@@ -1,7 +1,6 @@
 """The CIFAR side's data sets: the digits, folders, CIFAR's official files and their download."""
 
 import hashlib
-import pickle
 import tarfile
 import threading
 from functools import partial
@@ -100,33 +99,6 @@ def test_single_class_and_missing_root(wrn, tmp_path):
         wrn.data.load_dataset("folder", tmp_path, 8, 1)
     with pytest.raises(wrn.command_line.Refused, match="no such folder"):
         wrn.data.load_dataset("folder", tmp_path / "nowhere", 8, 1)
-
-
-def write_cifar100(folder, count):
-    """CIFAR-100's official files with `count` random images a part; returns their pixels."""
-    folder.mkdir(parents=True)
-    pixels = {}
-    for seed, part in enumerate(("train", "test")):
-        pixels[part] = np.random.default_rng(seed).integers(0, 256, (count, 3072), dtype=np.uint8)
-        labels = [(7 * i + seed) % 100 for i in range(count)]
-        record = {"data": pixels[part], "fine_labels": labels, "coarse_labels": labels}
-        (folder / part).write_bytes(pickle.dumps(record))
-    names = [f"class {i:03}" for i in range(100)]
-    (folder / "meta").write_bytes(pickle.dumps({"fine_label_names": names}))
-    return pixels
-
-
-@pytest.fixture
-def cifar100(wrn, monkeypatch, tmp_path):
-    """Official-format files, their checksums in place of the real ones; the pixels written."""
-    cls = wrn.data.CIFAR["CIFAR100"]
-    folder = tmp_path / "root" / cls.base_folder
-    pixels = write_cifar100(folder, 12)
-    md5 = {path.name: hashlib.md5(path.read_bytes()).hexdigest() for path in folder.iterdir()}
-    monkeypatch.setattr(cls, "train_list", [["train", md5["train"]]])
-    monkeypatch.setattr(cls, "test_list", [["test", md5["test"]]])
-    monkeypatch.setattr(cls, "meta", {**cls.meta, "md5": md5["meta"]})
-    return pixels
 
 
 def test_cifar100_from_its_official_files(wrn, cifar100, tmp_path):

@@ -30,7 +30,9 @@ def test_every_file_it_names_is_there():
 
 def test_every_flag_it_names_exists(wrn, imagenet, capsys):
     known = set()
-    for module in (wrn.main, wrn.report, imagenet.main, imagenet.train, imagenet.report):
+    scripts = [wrn.main, wrn.report, wrn.study, wrn.study_report]
+    scripts += [imagenet.main, imagenet.train, imagenet.report]
+    for module in scripts:
         try:
             module.main(["--help"])
         except SystemExit:

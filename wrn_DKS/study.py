@@ -94,15 +94,14 @@ def train(runs: Sequence[Run], preset: Preset, folders: Folders, jobs: int) -> l
             time.sleep(0.1)
             for process in [process for process in running if process.poll() is not None]:
                 run, since = running.pop(process)
-                left = len(waiting) + len(running)
-                took = f"{duration(time.perf_counter() - since)}, {left} to go"
+                took = duration(time.perf_counter() - since)
                 if process.returncode:
                     failed.append(run.name)
-                    reason = last_line(output_of(run, folders))
-                    print(f"FAILED {run.name} after {took}: {reason}", flush=True)
+                    outcome = f"FAILED {run.name} after {took}: {reason(run, folders)}"
                 else:
                     keep(save_of(run, folders) / "log.txt", log_path(folders.logs, run))
-                    print(f"done {run.name} in {took}: {summary(run, preset, folders)}", flush=True)
+                    outcome = f"done {run.name} in {took}: {errors(run, preset, folders)}"
+                print(f"{outcome} ({len(waiting) + len(running)} to go)", flush=True)
     finally:
         for process in running:
             process.terminate()
@@ -137,12 +136,14 @@ def output_of(run: Run, folders: Folders) -> Path:
     return save_of(run, folders) / "output.txt"
 
 
-def last_line(path: Path) -> str:
-    lines = path.read_text(errors="replace").split("\n")
+def reason(run: Run, folders: Folders) -> str:
+    """The last line that a failed run printed."""
+    lines = output_of(run, folders).read_text(errors="replace").split("\n")
     return next((line for line in reversed(lines) if line.strip()), "it printed nothing")
 
 
-def summary(run: Run, preset: Preset, folders: Folders) -> str:
+def errors(run: Run, preset: Preset, folders: Folders) -> str:
+    """The last epoch's, of a run that is done."""
     last = read_run(folders.logs, run, preset).epochs[-1]
     train, test = 100 - last["train_acc"], 100 - last["test_acc"]
     return f"training error {train:.2f} %, test error {test:.2f} %"

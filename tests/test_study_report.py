@@ -1,0 +1,161 @@
+"""The study's tables and figures, from logs with known numbers."""
+
+import json
+
+import pytest
+from scipy import stats
+
+EPOCHS = 3
+ERRORS = {"baseline": (30.0, 32.5, 31.0), "ds": (30.0, 31.0, 29.0), "dks": (27.0, 30.0, 28.0)}
+
+
+def write_log(wrn, folder, row, seed, last):
+    """A run whose error falls by 8 to the second epoch, and rises by 1 to the third, to `last`."""
+    preset = wrn.study_plan.PRESETS["scaled"].reduced(None, epochs=EPOCHS)
+    run = next(run for run in preset.runs() if run.name == f"{row}-seed{seed}")
+    classes, images = preset.split
+    sizes = {"num_classes": classes, "n_parameters": 9, "train_images": classes * images}
+    options = run.config(preset).decisive() | {"epochs": EPOCHS, "epoch": 0} | sizes
+    count = 1 if row == "baseline" else 3
+    records = [options]
+    for epoch, error in enumerate((last + 7, last - 1, last), 1):
+        record = {"epoch": epoch, "test_acc": 100 - error, "train_acc": 100 - error / 10}
+        record["test_acc_ep1"] = None if count == 1 else 100 - error - 2
+        record["test_acc_ep2"] = None if count == 1 else 100 - error - 1
+        record["test_error_ensemble"] = error - 0.5
+        record["test_divergences"] = [
+            [0 if i == j else seed * (10 * j + i) / epoch for i in range(count)]
+            for j in range(count)
+        ]
+        records.append(record | {"train_time": 1.5 + epoch, "peak_memory_mib": 100.0 * epoch})
+    folder.mkdir(exist_ok=True)
+    lines = "".join(json.dumps(record) + "\n" for record in records)
+    (folder / f"{run.name}.jsonl").write_text(lines)
+
+
+@pytest.fixture
+def logs(wrn, tmp_path):
+    """Three seeds of each method."""
+    for row, errors in ERRORS.items():
+        for seed, error in enumerate(errors, 1):
+            write_log(wrn, tmp_path / "logs", row, seed, error)
+    return tmp_path / "logs"
+
+
+@pytest.fixture
+def report(wrn, tmp_path):
+    """Runs the command line on a folder of logs of three epochs."""
+    words = ["--images", str(tmp_path / "images"), "--epochs", str(EPOCHS)]
+    return lambda logs, *more: wrn.study_report.main([*words, "--logs", str(logs), *more])
+
+
+@pytest.fixture
+def read(wrn):
+    """Reads a folder of logs of three epochs: the study, and its plan."""
+    preset = wrn.study_plan.PRESETS["scaled"].reduced(None, epochs=EPOCHS)
+    return lambda logs: (wrn.study_log.read_study(logs, preset), preset)
+
+
+@pytest.fixture
+def tables(wrn, read):
+    return lambda logs: wrn.study_report.tables(*read(logs))
+
+
+def rows(table, title):
+    """The cells of the table under a title, by the first of them."""
+    lines = table.split(f"**{title}")[1].split("**\n\n")[1].split("\n\n")[0].splitlines()[2:]
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    return {first: others for first, *others in cells}
+
+
+def test_tables(tables, logs, wrn):
+    text = tables(logs)
+    assert rows(text, "Top-1 error") == {
+        "baseline": ["3 of 5", "31.17 ± 1.26", "3.12 ± 0.13", "30.17 ± 1.26", "2 of 3",
+                     "18.72 ± 0.24"],
+        "ds": ["3 of 5", "30.00 ± 1.00", "3.00 ± 0.10", "29.00 ± 1.00", "2 of 3", ""],
+        "dks": ["3 of 5", "28.33 ± 1.53", "2.83 ± 0.15", "27.33 ± 1.53", "2 of 3",
+                "17.24 ± 0.22"],
+    }  # fmt: skip
+    assert rows(text, "Test error of each classifier") == {
+        "ds": ["30.00 ± 1.00", "32.00 ± 1.00", "31.00 ± 1.00", "29.50 ± 1.00"],
+        "dks": ["28.33 ± 1.53", "30.33 ± 1.53", "29.33 ± 1.53", "27.83 ± 1.53"],
+    }
+    assert [row[:2] for row in rows(text, "Price").values()] == [["3.50", "300"]] * 3
+    trained, used = rows(text, "Price")["dks"][2:]
+    assert [trained, used] == [str_of_cost(wrn, branches) for branches in (True, False)]
+    assert rows(text, "Price")["baseline"][2:] == [used, used]
+
+
+def str_of_cost(wrn, branches):
+    plan = wrn.study_plan
+    network = wrn.wide_resnet.WideResNet(plan.DEPTH, plan.WIDTH, plan.CLASSES, branches=branches)
+    size = wrn.metrics.cost(lambda: network.to("meta"), plan.IMAGE_SIZE)
+    return f"{sum(p.numel() for p in network.parameters()):,}, {size.multiply_adds:,}"
+
+
+def test_differences(tables, logs):
+    found = rows(tables(logs), "Difference")
+    assert list(found) == ["dks − ds", "dks − baseline", "ds − baseline"]
+    for pair, (seeds, mean, interval, p, best) in found.items():
+        one, other = (ERRORS[name] for name in pair.split(" − "))
+        expected = stats.ttest_rel(one, other)
+        low, high = expected.confidence_interval(0.95)
+        assert (seeds, best) == ("3", mean)
+        assert interval == f"{low:+.2f} to {high:+.2f}"
+        assert p == f"{expected.pvalue:.3f}"
+        assert float(mean) == pytest.approx((sum(one) - sum(other)) / 3, abs=0.005)
+
+
+def test_pairs_are_of_the_same_seeds(wrn, tables, logs):
+    """Bottom-up has the seeds 2 and 3 only; top-down one, which is not enough to compare."""
+    write_log(wrn, logs, "dks-bottom-up", 2, 31.0)
+    write_log(wrn, logs, "dks-bottom-up", 3, 30.0)
+    write_log(wrn, logs, "dks-top-down", 1, 28.0)
+    found = rows(tables(logs), "Difference")
+    assert found["dks-bottom-up − dks"][:2] == ["2", "+1.50"]
+    assert "dks-top-down − dks" not in found
+
+
+def test_figures(report, wrn, read, logs, tmp_path, capsys):
+    assert report(logs) == 0
+    assert "**Price**" in capsys.readouterr().out
+    names = ["study_error.png", "study_methods.png", "synergy_matrix.png"]
+    assert sorted(path.name for path in (tmp_path / "images").iterdir()) == names
+    drawn = wrn.study_figures.figures(read(logs)[0])
+
+    (axes,) = drawn["study_error.png"].axes
+    assert axes.lines[0].get_ydata() == pytest.approx([38.167, 30.167, 31.167], abs=1e-3)
+
+    (axes,) = drawn["study_methods.png"].axes
+    labels = [label.get_text() for label in axes.get_yticklabels()]
+    assert labels == [f"{name} (n = 3)" for name in ERRORS]
+    assert sorted(axes.lines[0].get_xdata()) == pytest.approx([30.0, 31.0, 32.5])
+    low, high = stats.t.interval(0.95, 2, 31.1667, stats.sem(ERRORS["baseline"]))
+    bars = axes.containers[0].lines[2][0].get_segments()[0]
+    assert list(bars[:, 0]) == pytest.approx([low, high], abs=1e-3)
+
+    grid = drawn["synergy_matrix.png"].axes
+    curves = {line.get_label(): line.get_ydata() for line in grid[5].lines}  # second row, last
+    assert list(curves) == ["ds", "dks"]
+    assert curves["dks"] == pytest.approx([2 * 12, 12, 2 * 12 / 3])  # the mean seed is 2
+
+
+def test_one_run_is_enough_for_figures(wrn, report, tmp_path, capsys):
+    write_log(wrn, tmp_path / "one", "baseline", 1, 30.0)
+    assert report(tmp_path / "one") == 0
+    assert "| baseline | 1 of 5 | 30.00 | 3.00 | 29.00 | 2 of 3 |" in capsys.readouterr().out
+
+
+def test_logs_that_do_not_do(report, tables, logs, tmp_path, capsys):
+    (tmp_path / "empty").mkdir()
+    assert report(tmp_path / "empty") == 2
+    assert "no log of a run" in capsys.readouterr().err
+    assert report(logs, "--epochs", "4") == 2
+    assert "epochs 3, not 4" in capsys.readouterr().err
+    cut = logs / "dks-seed1.jsonl"
+    cut.write_text("".join(cut.read_text().splitlines(keepends=True)[:-1]))
+    assert "| dks | 2 of 5 |" in tables(logs)  # one that stops early is of no run that is done
+    cut.write_text("{nonsense}\n")
+    assert report(logs) == 2
+    assert "no record of a run" in capsys.readouterr().err
