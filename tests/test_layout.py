@@ -11,7 +11,8 @@ from conftest import ROOT
 from synthetic import write_folders
 
 TWINS = (
-    "checkpoint", "command_line", "distributed", "images", "metrics", "run_folder", "synergy",
+    "checkpoint", "command_line", "distributed", "images", "metrics", "opponent", "profiling",
+    "run_folder", "synergy", "timing",
 )  # fmt: skip
 
 

@@ -1,0 +1,100 @@
+"""Two sides timed in turns: ratios with their spread, a Markdown table of them, JSON."""
+
+import json
+import os
+import platform
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+
+import torch
+
+Work = Callable[[], object]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One comparison of this code with an opponent, which computes in float32 always."""
+
+    what: str
+    dtype: str  # what ours computes in
+    ours_s: list[float]
+    theirs_s: list[float]
+    remarks: str = ""
+    shares: Mapping[str, float] = field(default_factory=dict)  # of the training step, from 0 to 1
+
+    @property
+    def ratios(self) -> list[float]:
+        """How many times as long the opponent took, pair by pair, from the lowest on."""
+        return sorted(b / a for a, b in zip(self.ours_s, self.theirs_s, strict=True))
+
+
+def compare(
+    ours: Work, theirs: Work, rounds: int, device: torch.device
+) -> tuple[list[float], list[float]]:
+    """Seconds of each side over pairs of runs, after a warm-up; they take turns in coming first."""
+    seconds: dict[Work, list[float]] = {ours: [], theirs: []}
+    ours(), theirs()
+    for turn in range(rounds):
+        for side in (theirs, ours) if turn % 2 else (ours, theirs):
+            seconds[side].append(timed(side, device))
+    return seconds[ours], seconds[theirs]
+
+
+def timed(work: Work, device: torch.device) -> float:
+    """Seconds that one call takes, what it starts on the device included."""
+    wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+    wait()
+    start = time.perf_counter()
+    work()
+    wait()
+    return time.perf_counter() - start
+
+
+def show(rows: Iterable[Row], device: torch.device, json_file: Path | None) -> None:
+    """Print the rows as they come, then where training steps spend their time; write the JSON."""
+    done = []
+    print(
+        f"{machine(device)}\n\n| what | dtype | released / ours | pairs | |\n|---|---|---|---|---|"
+    )
+    for row in rows:
+        done.append(row)
+        low, middle, high = row.ratios[0], median(row.ratios), row.ratios[-1]
+        cells = (row.what, row.dtype, f"{middle:.2f} ({low:.2f}–{high:.2f})", len(row.ratios))
+        print(f"| {' | '.join(map(str, cells))} | {row.remarks} |", flush=True)
+        if json_file:
+            write(json_file, done, device)
+    steps = [row for row in done if row.shares]
+    if steps:
+        names = list(steps[0].shares)
+        print(f"\n| shares | dtype | {' | '.join(names)} |\n{'|---' * (2 + len(names))}|")
+    for row in steps:
+        cells = " | ".join(f"{100 * value:.1f} %" for value in row.shares.values())
+        print(f"| {row.what} | {row.dtype} | {cells} |")
+
+
+def write(path: Path, rows: Iterable[Row], device: torch.device) -> None:
+    records = [
+        {
+            "what": row.what,
+            "dtype": row.dtype,
+            "ratio": median(row.ratios),
+            "ours_s": row.ours_s,
+            "theirs_s": row.theirs_s,
+            "remarks": row.remarks,
+            "shares": dict(row.shares),
+        }
+        for row in rows
+    ]
+    path.write_text(json.dumps({"machine": machine(device), "rows": records}, indent=1) + "\n")
+
+
+def machine(device: torch.device) -> str:
+    """What it is measured on, in a line."""
+    versions = f"PyTorch {torch.__version__}, Python {platform.python_version()}"
+    if device.type == "cuda":
+        return f"{torch.cuda.get_device_name(device)}, {versions}"
+    cpu = torch.backends.cpu.get_cpu_capability()
+    return f"CPU with {cpu}, {torch.get_num_threads()} threads of {os.cpu_count()}, {versions}"
