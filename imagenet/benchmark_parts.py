@@ -1,6 +1,5 @@
 """What `benchmark.py` compares: evaluation, a training step, inference."""
 
-import copy
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,10 +13,9 @@ from torch.utils.data import DataLoader
 from torchvision import datasets, transforms
 
 import resnet
-from classifier import as_tuple
 from command_line import DTYPES
 from data import IMAGENET_MEAN, IMAGENET_STD, ImageFiles, evaluation_loader, evaluation_transform
-from engine import Trainer
+from engine import Trainer, fastest_layout
 from evaluate import evaluate, forward
 from opponent import released_step
 from profiling import step_operations, step_row
@@ -55,12 +53,18 @@ def training_step(place: Place) -> Iterator[Row]:
 def our_step(shape: tuple[int, ...], dtype: str, device: torch.device) -> tuple[nn.Module, Work]:
     """A network and a step that trains it as `train.py` does."""
     torch.manual_seed(1)
-    make_optimizer = partial(torch.optim.SGD, lr=0.1, momentum=0.9, weight_decay=WEIGHT_DECAY)
-    trainer = Trainer(
-        resnet.resnet18(num_classes=100), SynergyLoss(), make_optimizer, device, DTYPES[dtype]
+    make_optimizer = partial(
+        torch.optim.SGD, lr=0.1, momentum=0.9, weight_decay=WEIGHT_DECAY, fused=True
     )
-    images, labels = random_batch(shape, device)
-    batch = Batch(images.contiguous(memory_format=torch.channels_last), labels, 1.0)
+    trainer = Trainer(
+        resnet.resnet18(num_classes=100),
+        SynergyLoss(),
+        make_optimizer,
+        device,
+        DTYPES[dtype],
+        layout=fastest_layout(shape[-1], device),
+    )
+    batch = Batch(*random_batch(shape, device), 1.0)
     return trainer.model, partial(trainer.train_step, batch, 0.1)
 
 
@@ -85,9 +89,9 @@ def evaluation(place: Place) -> Iterator[Row]:
     ours = evaluation_loader(files, BATCH_SIZE, workers, device)
     torch.manual_seed(1)
     plain = torchvision.models.get_model(ARCH).eval().to(device)
-    model = as_tuple(copy.deepcopy(plain)).to(memory_format=torch.channels_last)
     what = f"evaluation, {ARCH}, {len(files)} photographs from their files"
     for dtype in BOTH:
+        model = our_network(plain, dtype)
         times = compare(
             partial(evaluate, model, ours, device, DTYPES[dtype]),
             partial(released_evaluation, plain, theirs, device),
@@ -96,6 +100,16 @@ def evaluation(place: Place) -> Iterator[Row]:
         )
         difference = largest_difference(model, plain, next(iter(theirs))[0], DTYPES[dtype])
         yield Row(what, dtype, *times, f"logits differ by {difference:.0e} of the largest")
+
+
+def our_network(plain: nn.Module, dtype: str) -> nn.Module:
+    """The same network as `main.py` has it."""
+    model = resnet.build(ARCH, branches=False)
+    model.load_state_dict(plain.state_dict())
+    model.eval().to(next(plain.parameters()).device, memory_format=torch.channels_last)
+    if dtype != "float32":
+        resnet.fold_batch_norms(model)
+    return model
 
 
 def released_transform() -> transforms.Compose:

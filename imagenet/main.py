@@ -77,12 +77,14 @@ def load(config: Config, checkpoint: Path | None) -> Classifier:
         return load_torchvision(config.arch, config.torchvision_weights)
     classifier = load_classifier(config.arch, checkpoint, config.branches)
     if config.arch in resnet.NETWORKS:
-        for what, branches in (("backbone", False), ("with branches", True)):
+        for what, branches in (("to use", False), ("to train with DKS", True)):
             size = cost(
                 lambda branches=branches: resnet.build(config.arch, branches, classifier.outputs),
                 config.image_size,
             )
-            print_once(f"{config.arch}, {what}: {size}")
+            print_once(f"{config.arch} {what}: {size}")
+        if config.dtype != "float32":  # there every last bit stays that of training
+            resnet.fold_batch_norms(classifier.model)
     return classifier
 
 

@@ -64,8 +64,8 @@ def check_network(config: Config) -> None:
     given = sum(map(bool, sources)) + (config.download_only and not config.pretrained)
     if given != 1:
         raise Refused(
-            f"{given} kinds of weights given; expected one of --model_path FILE, --pretrained, "
-            "--torchvision-weights NAME and --download-only"
+            f"{'several kinds of' if given else 'no'} weights given; expected one of "
+            "--model_path FILE, --pretrained, --torchvision-weights NAME and --download-only"
         )
     if config.branches and not config.model_path:
         raise Refused("--branches: only checkpoints given as --model_path have them")

@@ -53,7 +53,8 @@ def read_run(folder: Path) -> list[dict]:
     path = folder / LOG
     records = Log(path).records() if path.is_file() else []
     if not records:
-        raise Refused(f"{folder}: no {LOG} with a finished epoch; give the --save folder of a run")
+        found = f"no {LOG} with a finished epoch" if folder.is_dir() else "no such folder"
+        raise Refused(f"{folder}: {found}; give the --save folder of a run")
     return records
 
 

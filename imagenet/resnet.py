@@ -5,9 +5,12 @@ These are the branches of its direct successor's release, DHM (CVPR 2020, d-li14
 branches for wide residual networks equal the released DKS ones in place, depth and width.
 """
 
+from itertools import pairwise
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
+from torch.nn.utils import fuse_conv_bn_eval
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet, conv1x1
 
 
@@ -124,6 +127,20 @@ def resnet50(branches: bool = True, num_classes: int = 1000) -> DKSResNet:
 
 def resnet152(branches: bool = True, num_classes: int = 1000) -> DKSResNet:
     return build("resnet152", branches, num_classes)
+
+
+@torch.no_grad()
+def fold_batch_norms(model: DKSResNet) -> None:
+    """Multiply every batch normalisation into the convolution before it, for evaluation alone.
+
+    In evaluation mode it is a fixed scale and shift of the convolution's outputs. In ResNets each
+    is registered right after the convolution that it follows.
+    """
+    for module in list(model.modules()):
+        for (conv_name, conv), (norm_name, norm) in pairwise(list(module.named_children())):
+            if isinstance(norm, nn.BatchNorm2d):
+                setattr(module, conv_name, fuse_conv_bn_eval(conv, norm))
+                setattr(module, norm_name, nn.Identity())
 
 
 def backbone_weights(state: dict[str, Tensor]) -> dict[str, Tensor]:

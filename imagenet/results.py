@@ -9,6 +9,7 @@ import torchvision
 
 from checkpoint import write_whole
 from distributed import world_size
+from epoch_log import CLASSIFIERS
 from evaluate import Errors, Scores
 from options import Config
 from weights import sha256
@@ -31,8 +32,7 @@ def line(errors: Errors) -> str:
 
 def named(scores: Scores) -> dict[str, Errors]:
     """The errors of every classifier and of the averaged probabilities, by name."""
-    branches = {f"branch {i}": errors for i, errors in enumerate(scores.classifiers[1:], 1)}
-    return {"backbone": scores.classifiers[0], **branches, "average": scores.ensemble}
+    return {**dict(zip(CLASSIFIERS, scores.classifiers, strict=False)), "average": scores.ensemble}
 
 
 def write(config: Config, checkpoint: Path | None, scores: Scores, seconds: float) -> None:

@@ -19,7 +19,7 @@ import train_state
 import weights
 from command_line import DTYPES, exit_status
 from distributed import barrier, print_once, processes, rank
-from engine import Trainer
+from engine import Trainer, fastest_layout
 from epochs import run_epochs
 from evaluate import refuse_too_large_batches
 from image_sets import find_image_sets
@@ -91,12 +91,13 @@ def make_trainer(config: Config, classes: int, device: torch.device) -> Trainer:
             lr=config.lr,
             momentum=config.momentum,
             weight_decay=config.weight_decay,
-            fused=device.type == "cuda",
+            fused=device.type in ("cpu", "cuda"),
         ),
         device,
         DTYPES[config.dtype],
         config.grad_accumulation,
         config.ema,
+        fastest_layout(config.image_size, device),
     )
     if config.compile:
         trainer.parallel.compile()

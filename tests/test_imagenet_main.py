@@ -87,19 +87,19 @@ def test_branches_and_averaged_probabilities(imagenet, run, tmp_path, monkeypatc
     assert status == 0
     assert [line.split(",")[0] for line in out.splitlines()[-5:]] == [
         "[backbone] Top-1: 25.0000%",
-        "[branch 1] Top-1: 75.0000%",
-        "[branch 2] Top-1: 25.0000%",
+        "[shallow branch] Top-1: 75.0000%",
+        "[deep branch] Top-1: 25.0000%",
         # Of b and a it averages (.73, .27), (0, 1) and (.73, .27).
         "[average] Top-1: 75.0000%",
         "[Error rate] Top-1: 25.0000%",
     ]
     backbone, whole = (line for line in out.splitlines() if "multiply-adds" in line)
     status, out, _ = run("--model_path", path, tmp_path)
-    assert status == 0 and "[branch" not in out
+    assert status == 0 and "[shallow" not in out
     assert out.splitlines()[-1].startswith("[Error rate] Top-1: 25.0000%")
     alone = torchvision.models.ResNet(resnet.BasicBlock, [1, 1, 1, 1], num_classes=7)
-    assert f"backbone: {sum(p.numel() for p in alone.parameters()):,} parameters" in backbone
-    assert f"branches: {sum(p.numel() for p in model.parameters()):,} parameters" in whole
+    assert f"to use: {sum(p.numel() for p in alone.parameters()):,} parameters" in backbone
+    assert f"with DKS: {sum(p.numel() for p in model.parameters()):,} parameters" in whole
 
 
 def test_folder_order_counts_for_other_networks(run, data, tmp_path):
@@ -211,8 +211,8 @@ def test_weights_of_torchvisions_own(run, imagenet, data, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["DATA"], "0 kinds of weights"),
-        (["DATA", "--pretrained", "--model_path", "WEIGHTS"], "2 kinds of weights"),
+        (["DATA"], "no weights given"),
+        (["DATA", "--pretrained", "--model_path", "WEIGHTS"], "several kinds of weights"),
         (["DATA", "--model_path", "nowhere.pth"], "nowhere.pth: no such file"),
         (["DATA", "--model_path", "WEIGHTS"], "is of another network: it lacks"),
         (["DATA", "-a", "resnet19", "--model_path", "WEIGHTS"], "resnet19: expected one of"),
@@ -225,8 +225,8 @@ def test_weights_of_torchvisions_own(run, imagenet, data, monkeypatch):
         (["DATA", *NETWORK, "WEIGHTS", "--json", ""], "no file"),
         (["DATA", *NETWORK, "WEIGHTS", "--predict", "a.png"], "leave out a data folder"),
         ([*NETWORK, "WEIGHTS", "--json", "a.json", "--predict", "a.png"], "leave out --json"),
-        ([*NETWORK, "WEIGHTS", "--predict", "nowhere.png"], "nowhere.png: not an image"),
-        (["--download-only", "--model_path", "WEIGHTS"], "2 kinds of weights"),
+        ([*NETWORK, "WEIGHTS", "--predict", "nowhere.png"], "nowhere.png: no such file"),
+        (["--download-only", "--model_path", "WEIGHTS"], "several kinds of weights"),
         (["--download-only", "DATA"], "leave out a data folder"),
         (["--download-only", "--predict", "a.png"], "leave out --predict"),
         (["--download-only", "-a", "resnet34"], "weights were released for"),

@@ -111,3 +111,23 @@ def test_another_network_is_another_row(imagenet):
         model = resnet.DKSResNet(row, branches=False)
         names = torchvision.models.resnet34().state_dict().keys()
     assert model.state_dict().keys() == names
+
+
+def test_folded_batch_norms_give_the_same_logits(imagenet):
+    """Every one of them gone, with statistics and weights that are not those of a new network."""
+    torch.manual_seed(0)
+    for arch in ("resnet18", "resnet50"):
+        model = imagenet.resnet.build(arch, num_classes=10).eval()
+        for module in model.modules():
+            if isinstance(module, torch.nn.BatchNorm2d):
+                for tensor in (module.weight, module.bias, module.running_mean):
+                    torch.nn.init.normal_(tensor, 0.5, 0.2)
+                torch.nn.init.uniform_(module.running_var, 0.5, 2)
+        model.double()
+        images = torch.randn(2, 3, 64, 64, dtype=torch.float64)
+        with torch.no_grad():
+            before = model(images)
+            imagenet.resnet.fold_batch_norms(model)
+            assert not any(isinstance(m, torch.nn.BatchNorm2d) for m in model.modules())
+            for one, other in zip(before, model(images), strict=True):
+                torch.testing.assert_close(other, one, rtol=1e-9, atol=1e-12)

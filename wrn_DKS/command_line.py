@@ -34,13 +34,19 @@ class Stopped(BaseException):
         self.status = 128 + signum
 
 
+class Help(argparse.ArgumentDefaultsHelpFormatter):
+    """Shows the defaults of options that have one."""
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        has_default = action.default not in (None, "", False)
+        return super()._get_help_string(action) if has_default else action.help
+
+
 class Parser(argparse.ArgumentParser):
     """An argument parser that takes `-` for `_` in a flag and refuses in one line."""
 
     def __init__(self, **options):
-        super().__init__(
-            allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter, **options
-        )
+        super().__init__(allow_abbrev=False, formatter_class=Help, **options)
 
     def parse_args(self, args: Sequence[str] | None = None, namespace=None):
         declared = {flag.replace("_", "-"): flag for flag in self._option_string_actions}

@@ -124,8 +124,9 @@ def load_folder(
     Both folders are listed, and their classes compared, before any image is read. Where the
     classes are `known`, the training images are not looked for.
     """
+    tests = test_folder(root)
     listings = {} if known else {"train": list_images(root / "train")}
-    listings["test"] = list_images(test_folder(root))
+    listings["test"] = list_images(tests)
     classes = known or listings["train"].classes
     if len(classes) < 2:
         raise Refused(f"{root}: one class, {classes[0]!r}; a classifier needs at least two")

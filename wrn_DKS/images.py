@@ -76,5 +76,7 @@ def read_rgb(path: Path) -> Image.Image:
                 gray = np.asarray(image).astype(np.float64) / 257  # 65535 / 255
                 image = Image.fromarray(gray.clip(0, 255).round().astype(np.uint8))
             return image.convert("RGB")
+    except FileNotFoundError as error:
+        raise Refused(f"{path}: no such file; give the path of an image") from error
     except Exception as error:  # decoders raise nearly anything on damaged files
         raise Refused(f"{path}: not an image that can be read ({one_line(error, 150)})") from error

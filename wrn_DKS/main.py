@@ -68,6 +68,8 @@ def train(config: Config, device: torch.device) -> None:
         data = load_dataset(config.dataset, config.dataroot, config.image_size, config.nthread)
         trainer = build(config, data, device, branches=config.method != "baseline")
         first = resume(saved, trainer, config, data.facts) if saved else 0
+        if first >= config.epochs:
+            print_once(f"all of the {config.epochs} epochs are done")
         print_once(f"on {device}, {config.dtype}, into {folder}")
         try:
             test = train_epochs(config, trainer, data, folder, first)
@@ -117,7 +119,7 @@ def build(config: Config, data: Dataset, device: torch.device, branches: bool) -
     network = partial(
         WideResNet, config.depth, config.width, classes, DROPOUT if config.dropout else 0.0
     )
-    for with_branches in (False, True):
+    for with_branches in (False, True)[: 1 + branches]:
         parts = "with branches, to train" if with_branches else "alone, to use"
         print_once(
             f"{config.network} {parts}: "

@@ -87,7 +87,7 @@ def parse(argv: Sequence[str] | None = None) -> Config:
         blocks_per_group(options["depth"])
         group_channels(options["width"])
     except ValueError as error:
-        raise Refused(f"--depth, --width: {error}") from error
+        raise Refused(f"--{error}") from error  # begins with `depth` or `width`
     return check_files(Config(**options))
 
 

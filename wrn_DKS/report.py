@@ -61,7 +61,8 @@ def read_runs(folder: Path) -> list[Run]:
     logs = sorted(folder.rglob("log.txt")) if folder.is_dir() else []
     runs = [records for path in logs if (records := Log(path, PREFIX).records())]
     if not runs:
-        raise Refused(f"{folder}: no log.txt of a run in it; give the --save folder of one")
+        found = "no log.txt of a run in it" if folder.is_dir() else "no such folder"
+        raise Refused(f"{folder}: {found}; give the --save folder of a run")
     return runs
 
 

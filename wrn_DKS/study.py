@@ -60,8 +60,8 @@ def study(options: argparse.Namespace) -> None:
     missing = [run for run in preset.runs() if not read_run(logs, run, preset)]
     print(f"{preset}, {len(missing)} of them to do; logs in {logs}", flush=True)
     if missing:
-        logs.mkdir(parents=True, exist_ok=True)
         dataroot = prepare_data(preset, options.data, options.out)
+        logs.mkdir(parents=True, exist_ok=True)
         failed = train(missing, preset, Folders(dataroot, options.out, logs), options.jobs)
         if failed:
             raise Refused(

@@ -95,28 +95,40 @@ def log_probabilities(logits: Sequence[Tensor]) -> Tensor:
 def synergy_loss(log_p: Tensor, direction: str = "bidirectional") -> Tensor:
     """The sum over teacher-student pairs of KL(p_teacher || p_student), mean over the batch.
 
-    Over all ordered pairs it is N · Σ_j <p_j, log p_j - mean_i log p_i>: the pairs i = j add
-    nothing to value or gradient, and the cost is N terms and not N². One way, the mean runs over
-    the students before j in the order of teaching, which a cumulative sum gives.
+    Each divergence is the student's cross-entropy with the teacher's probabilities less the
+    teacher's entropy. So the sum is that of n_j <p_j, log p_j> over the teachers, n_j students
+    each, less that of <t_i, log p_i> over the students, t_i being the sum of their teachers'
+    probabilities: the cost is N terms and not N². Where all teach all, the pairs i = j may stay
+    in, since they add nothing to value or gradient, and <Σ t, log p_i> = <t, Σ log p_i>.
 
     Args:
         log_p: (N, B, K) log-probabilities, the backbone's first, branches from shallow to deep.
         direction: one of `DIRECTIONS`.
 
     Returns:
-        A scalar of the dtype of `log_p`. Gradients reach students only: teachers are detached.
+        A scalar of the dtype of `log_p`, to rounding of N² log K. Gradients reach students only:
+        teachers are detached.
     """
-    count, batch, _ = log_p.shape
-    if direction == "bidirectional":
-        teachers, students, pairs = log_p.detach(), log_p.mean(0), count
-    else:
+    if direction != "bidirectional":
         # In depth order the backbone's classifier is the last, since it is the deepest.
         by_depth = log_p.roll(-1, 0)
-        taught_first = by_depth if direction == "top-down" else by_depth.flip(0)
-        pairs = torch.arange(1, count, device=log_p.device, dtype=log_p.dtype).view(-1, 1, 1)
-        teachers = taught_first.detach()[1:]
-        students = taught_first[:-1].cumsum(0) / pairs
-    return (pairs * teachers.exp() * (teachers - students)).sum() / batch
+        log_p = by_depth if direction == "bottom-up" else by_depth.flip(0)  # each teaches the next
+    count, batch, _ = log_p.shape
+    teachers = log_p.detach()
+    p = teachers.exp()
+    if direction == "bidirectional":
+        entropies = count * inner(p, teachers)
+        cross_entropies = inner(p.sum(0), log_p.sum(0))
+    else:
+        students = torch.arange(count - 1, -1, -1, device=p.device, dtype=p.dtype)
+        entropies = inner(students.view(-1, 1, 1) * p, teachers)
+        cross_entropies = inner(p[:-1].cumsum(0), log_p[1:])
+    return (entropies - cross_entropies) / batch
+
+
+def inner(a: Tensor, b: Tensor) -> Tensor:
+    """<a, b> over all elements; nothing of their size is stored between."""
+    return torch.dot(a.reshape(-1), b.reshape(-1))
 
 
 @torch.no_grad()

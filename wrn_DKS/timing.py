@@ -96,5 +96,14 @@ def machine(device: torch.device) -> str:
     versions = f"PyTorch {torch.__version__}, Python {platform.python_version()}"
     if device.type == "cuda":
         return f"{torch.cuda.get_device_name(device)}, {versions}"
-    cpu = torch.backends.cpu.get_cpu_capability()
-    return f"CPU with {cpu}, {torch.get_num_threads()} threads of {os.cpu_count()}, {versions}"
+    return (
+        f"{cpu_name()} ({torch.backends.cpu.get_cpu_capability()}), {torch.get_num_threads()} "
+        f"threads on {os.cpu_count()} cores, {versions}"
+    )
+
+
+def cpu_name() -> str:
+    """The name that Linux knows, else the architecture's."""
+    facts = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    names = [line.partition(":")[2] for line in facts.splitlines() if line.startswith("model name")]
+    return names[0].strip() if names else platform.machine()
