@@ -31,7 +31,7 @@ def digits(place: Place) -> Iterator[Row]:
     def theirs(part: str, transform: Transform) -> Dataset:
         return released_data.PilImages(getattr(images, part), transform)
 
-    yield from epochs("digits", images, theirs, 10, 32, place)
+    yield from epochs("digits", images, theirs, 2, 32, place)
 
 
 def folder(place: Place) -> Iterator[Row]:
@@ -42,18 +42,18 @@ def folder(place: Place) -> Iterator[Row]:
     def theirs(part: str, transform: Transform) -> Dataset:
         return released_data.folder_images(folders[part], 32, transform)
 
-    yield from epochs("folder", images, theirs, 16, 128, place)
+    yield from epochs("folder", images, theirs, 1, 128, place)
 
 
 def epochs(
     name: str,
     images: Images,
     their_images: Callable[[str, Transform], Dataset],
-    depth: int,
+    width: float,
     batch_size: int,
     place: Place,
 ) -> Iterator[Row]:
-    """Compare epochs of WRN-`depth`-2 with DKS on the same images."""
+    """Compare epochs of WRN-10-`width` with DKS on the same images."""
     classes, device = len(images.facts.classes), place.device
     loaders = {
         part: released_data.loader(
@@ -64,11 +64,11 @@ def epochs(
         )
         for part in ("train", "test")
     }
-    theirs = their_epoch(WideResNet(depth, 2, classes), loaders, device)
+    theirs = their_epoch(WideResNet(10, width, classes), loaders, device)
     sizes = f"{len(images.train.labels):,} + {len(images.test.labels):,} images"
     for dtype in BOTH:
-        ours = our_epoch(new_trainer(depth, 2, classes, dtype, device), images, batch_size)
-        what = f"epoch of {name}, {sizes}, WRN-{depth}-2 DKS, batch {batch_size}"
+        ours = our_epoch(new_trainer(10, width, classes, dtype, device), images, batch_size)
+        what = f"epoch of {name}, {sizes}, WRN-10-{width:g} DKS, batch {batch_size}"
         yield Row(what, dtype, *compare(ours, theirs, place.rounds, device))
 
 
