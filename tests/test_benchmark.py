@@ -94,7 +94,7 @@ def test_a_training_step(wrn, monkeypatch):
         kinds = [row.shares[name] for name in ("convolutions", "normalisation", "optimizer")]
         assert min(kinds) > 0 and sum(kinds) + row.shares["other"] == pytest.approx(1)
         assert 0 < row.shares["peak"] < 1 and row.shares["loss"] > 0
-        assert row.remarks == "memory: 1.00 of the released's"
+        assert row.remarks == "peak 1,000,000 Gop/s; memory 1.00 of the released's"
 
 
 def test_memory_is_measured_in_a_process(wrn):

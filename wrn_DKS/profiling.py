@@ -33,11 +33,13 @@ def step_row(
     """
     (_, ours), (_, theirs) = (make() for make in sides)
     ours_s, theirs_s = compare(ours, theirs, rounds, device)
-    rate = operations / median(ours_s)
-    shares = {"peak": rate / peak_rate(DTYPES[dtype], device), **time_by_kind(ours, device)}
+    rate, peak = operations / median(ours_s), peak_rate(DTYPES[dtype], device)
+    shares = {"peak": rate / peak, **time_by_kind(ours, device)}
     del ours, theirs
     memory = [peak_memory(make, device) for make in sides]
-    remark = "" if None in memory else f"memory: {memory[0] / memory[1]:.2f} of the released's"
+    remark = f"peak {peak / 1e9:,.0f} Gop/s"
+    if None not in memory:
+        remark += f"; memory {memory[0] / memory[1]:.2f} of the released's"
     return Row(what, dtype, ours_s, theirs_s, remark, shares)
 
 
