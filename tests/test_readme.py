@@ -30,8 +30,8 @@ def test_every_file_it_names_is_there():
 
 def test_every_flag_it_names_exists(wrn, imagenet, capsys):
     known = set()
-    scripts = [wrn.main, wrn.report, wrn.study, wrn.study_report]
-    scripts += [imagenet.main, imagenet.train, imagenet.report]
+    scripts = [wrn.main, wrn.report, wrn.study, wrn.study_report, wrn.benchmark]
+    scripts += [imagenet.main, imagenet.train, imagenet.report, imagenet.benchmark]
     for module in scripts:
         try:
             module.main(["--help"])
