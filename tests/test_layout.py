@@ -78,6 +78,7 @@ def test_help_names_every_flag_with_its_default(wrn, capsys):
     ).split():
         assert flag in text
     assert "[60,120,160]" in text and "(default: 200)" in text
+    assert "default: None" not in text and "(default: )" not in text
 
 
 def test_paper_recipe_is_the_default(wrn):

@@ -204,3 +204,26 @@ def test_the_first_bad_step_is_remembered(imagenet):
     for batch in (good, bad, good, bad):
         each.train_step(batch, 0.1)
     assert each.first_bad_step() == 2
+
+
+@pytest.mark.parametrize(("size", "nhwc"), [(64, False), (96, True)])
+def test_small_images_are_trained_in_nchw_on_a_cpu(imagenet, size, nhwc):
+    """Weights and activations alike, whatever the layout in which the images come."""
+    seen = []
+
+    class Network(torch.nn.Sequential):
+        def forward(self, images):
+            features = self[0](images)
+            seen.append(features.is_contiguous(memory_format=torch.channels_last))
+            return (features.mean((2, 3)),)
+
+    layout = imagenet.engine.fastest_layout(size, CPU)
+    sgd = partial(torch.optim.SGD, lr=0.1)
+    network = Network(torch.nn.Conv2d(3, 4, 3))
+    trainer = imagenet.engine.Trainer(
+        network, imagenet.synergy.SynergyLoss(), sgd, CPU, layout=layout
+    )
+    images = torch.randn(2, 3, size, size)
+    for given in (images, images.contiguous(memory_format=torch.channels_last)):
+        trainer.train_step(imagenet.train_data.Batch(given, torch.tensor([0, 3]), 1.0), 0.1)
+    assert seen == [nhwc, nhwc]
