@@ -68,6 +68,22 @@ def test_log_and_events(run):
     assert any(path.name.startswith("events.out.tfevents") for path in run.iterdir())
 
 
+def test_testing_seldom_changes_nothing_else(main, run, tmp_path):
+    """Tested are every third epoch and the last: of the part that is resumed, and of the whole."""
+    folder = tmp_path / "seldom"
+    words = ("--epoch_step", "[3]", "--save", folder, "--test_every", 3)
+    assert main("--epochs", 2, *words) == 0
+    assert main("--epochs", 4, *words, "--resume", "auto") == 0
+    assert ["test_acc" in record for record in records(folder)] == [False, True, True, True]
+    for record, full in zip(without_times(folder), without_times(run), strict=True):
+        assert (record.pop("test_every"), full.pop("test_every")) == (3, 1)
+        if "test_acc" not in record:
+            full = {key: value for key, value in full.items() if not key.startswith("test_")}
+        assert record == full
+    ours, theirs = weights(folder), weights(run)
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
 def test_it_learns(run):
     assert records(run)[-1]["train_loss"] < 0.95 * records(run)[0]["train_loss"]
 

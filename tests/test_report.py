@@ -45,6 +45,21 @@ def test_band_and_lines(wrn, tmp_path):
     assert axes.lines[0].get_ydata().tolist() == [43.0, 33.0, 23.0]
 
 
+def test_epochs_that_were_not_tested(wrn, tmp_path):
+    """A run that stopped after one stands where it was tested last."""
+    write_log(tmp_path / "run", "dks", 1, 20.0)
+    path = tmp_path / "run" / "log.txt"
+    untested = {"method": "dks", "seed": 1, "epoch": 4, "epochs": 5, "train_acc": 98.0}
+    path.write_text(path.read_text() + "json_stats: " + json.dumps(untested) + "\n")
+    groups = wrn.report.grouped(wrn.report.read_runs(tmp_path))
+    assert "| dks | 1 | 3 | 20.00 | 19.00 | 1.00 |" in wrn.report.table(groups)
+    assert wrn.report.curves(groups["dks"], "test")[0] == [1, 2, 3]
+    assert wrn.report.curves(groups["dks"], "train")[0] == [1, 2, 3, 4]
+    path.write_text("json_stats: " + json.dumps(untested) + "\n")
+    with pytest.raises(wrn.command_line.Refused, match="tested run"):
+        wrn.report.read_runs(tmp_path)
+
+
 @pytest.mark.parametrize("figure", ["/nonexistent/x.png", "x.nonsense"])
 def test_refusals(wrn, tmp_path, figure, capsys):
     assert wrn.report.main([str(tmp_path)]) == 2

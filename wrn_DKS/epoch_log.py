@@ -12,6 +12,7 @@ from run_folder import Log
 from synergy import Losses
 
 PREFIX = "json_stats: "  # the released code's
+Results = dict[str, Result]  # of one epoch: "train" and, if it was tested, "test"
 
 
 class EpochLog:
@@ -27,15 +28,16 @@ class EpochLog:
         self._classes = classes
         self._writer = SummaryWriter(folder, purge_step=epoch + 1)
 
-    def write(self, epoch: int, trainer: Trainer, train: Result, test: Result) -> None:
+    def write(self, epoch: int, trainer: Trainer, results: Results) -> None:
         """Log an epoch; `epoch` counts it as finished."""
+        train = results["train"]
         lr = trainer.schedule.rate(epoch - 1)
         parameters = sum(p.numel() for p in trainer.model.parameters())
         self._log.append(
             {
                 **self._config.plain(),
-                **released_record(train, test),
-                **further_record(train, test),
+                **released_record(results),
+                **further_record(results),
                 "epoch": epoch,
                 "learning_rate": lr,
                 "num_classes": self._classes,
@@ -43,14 +45,16 @@ class EpochLog:
                 "peak_memory_mib": peak_memory_mib(trainer.device),
             }
         )
-        for key, value in scalars(train, test).items():
+        for key, value in scalars(results).items():
             self._writer.add_scalar(key, value, epoch)
         self._writer.add_scalar("learning rate", lr, epoch)
         self._writer.flush()
+        errors = ", ".join(
+            f"{part} loss {result.losses['total']:.4f} error {result.errors[0]:.2f} %"
+            for part, result in results.items()
+        )
         print(
-            f"epoch {epoch}/{self._config.epochs}: lr {lr:g}, "
-            f"train loss {train.losses['total']:.4f} error {train.errors[0]:.2f} %, "
-            f"test loss {test.losses['total']:.4f} error {test.errors[0]:.2f} %, "
+            f"epoch {epoch}/{self._config.epochs}: lr {lr:g}, {errors}, "
             f"{train.images / train.time_s:.0f} images/s",
             flush=True,
         )
@@ -59,14 +63,15 @@ class EpochLog:
         self._writer.close()
 
 
-def released_record(train: Result, test: Result) -> dict:
+def released_record(results: Results) -> dict:
     """The released code's keys in its meanings: whole losses, accuracies and times.
 
     ep1 is the shallow branch and ep2 the deep one; null where there is none. Losses are means
-    over batches in which a partial batch weighs as much as a full one.
+    over batches in which a partial batch weighs as much as a full one. An epoch that wasn't
+    tested has none of the test's keys.
     """
     record = {}
-    for part, result in (("train", train), ("test", test)):
+    for part, result in results.items():
         record[f"{part}_loss"] = result.losses["total"]
         record[f"{part}_time"] = result.time_s
         accuracies = [100 - error for error in result.errors] + [None, None]
@@ -75,17 +80,18 @@ def released_record(train: Result, test: Result) -> dict:
     return record
 
 
-def further_record(train: Result, test: Result) -> dict:
+def further_record(results: Results) -> dict:
     """What the release did not log: the losses by part, the averaged classifiers, divergences."""
     record = {
         f"{part}_loss_{name}": result.losses[name]
-        for part, result in (("train", train), ("test", test))
+        for part, result in results.items()
         for name in Losses._fields[1:]
     }
-    record |= {"train_images": train.images, "test_images": test.images}
-    record["train_images_per_s"] = train.images / train.time_s
-    record["test_error_ensemble"] = test.ensemble_error
-    record["test_divergences"] = test.divergences
+    record |= {f"{part}_images": result.images for part, result in results.items()}
+    record["train_images_per_s"] = results["train"].images / results["train"].time_s
+    if test := results.get("test"):
+        record["test_error_ensemble"] = test.ensemble_error
+        record["test_divergences"] = test.divergences
     return record
 
 
@@ -97,20 +103,21 @@ def peak_memory_mib(device: torch.device) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
 
 
-def scalars(train: Result, test: Result) -> dict[str, float]:
+def scalars(results: Results) -> dict[str, float]:
     """TensorBoard's curves of one epoch."""
     curves = {}
-    for part, result in (("train", train), ("test", test)):
+    for part, result in results.items():
         names = classifier_names(len(result.errors))
         curves |= {f"loss {part}/{name}": value for name, value in result.losses.items()}
         curves |= {
             f"error {part}/{name}": error for name, error in zip(names, result.errors, strict=True)
         }
-    curves["error test/averaged"] = test.ensemble_error
-    for teacher, row in zip(names, test.divergences, strict=True):
-        for student, value in zip(names, row, strict=True):
-            if teacher != student:
-                curves[f"divergence test/{teacher} to {student}"] = value
+    if test := results.get("test"):
+        curves["error test/averaged"] = test.ensemble_error
+        for teacher, row in zip(names, test.divergences, strict=True):
+            for student, value in zip(names, row, strict=True):
+                if teacher != student:
+                    curves[f"divergence test/{teacher} to {student}"] = value
     return curves
 
 

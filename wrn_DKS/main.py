@@ -152,15 +152,16 @@ def train_epochs(
             len(batches),
             len(batches) * (config.epochs - epoch - 1),
         )
-        trained = trainer.train_epoch(batches, epoch, progress, config.seed)
-        tested = trainer.evaluate(test_batches)
+        results = {"train": trainer.train_epoch(batches, epoch, progress, config.seed)}
+        if (epoch + 1) % config.test_every == 0 or epoch + 1 == config.epochs:
+            results["test"] = trainer.evaluate(test_batches)
         if log:
             # Before the checkpoint: on resuming, a line too many is cut; one too few is lost.
-            log.write(epoch + 1, trainer, trained, tested)
+            log.write(epoch + 1, trainer, results)
             save_run(folder / CHECKPOINT, trainer, config, data.facts, epoch + 1)
     if log:
         log.close()
-    return tested if first < config.epochs else trainer.evaluate(test_batches)
+    return results["test"] if first < config.epochs else trainer.evaluate(test_batches)
 
 
 def print_errors(result: Result) -> None:

@@ -37,6 +37,7 @@ class Config:
     seed: int
     dtype: str
     device: str
+    test_every: int
     save: Path | None
     resume: str
     evaluate: bool
@@ -58,7 +59,9 @@ class Config:
 
 
 # Options on which the numbers depend that a run of so many epochs ends with.
-FREE = ("dataroot", "nthread", "epochs", "device", "resume", "save", "evaluate", "export")
+FREE = (
+    "dataroot", "nthread", "epochs", "device", "test_every", "resume", "save", "evaluate", "export",
+)  # fmt: skip
 DECISIVE = tuple(field.name for field in fields(Config) if field.name not in FREE)
 
 
@@ -197,6 +200,12 @@ def add_run_and_output(parser: argparse.ArgumentParser) -> None:
     run.add_argument("--gpu_id", type=number(int, 0), help="the same as --device cuda:N")
     run.add_argument(
         "--ngpu", type=number(int, 1), default=1, help="more than 1 tells how to use torchrun"
+    )
+    run.add_argument(
+        "--test_every",
+        type=number(int, 1),
+        default=1,
+        help="epochs from one test to the next; the last epoch is always tested",
     )
     run.add_argument(
         "--resume",

@@ -56,12 +56,17 @@ def report(options: argparse.Namespace) -> None:
     print(f"\nerror curves: {options.figure}")
 
 
+def tested(run: Run) -> Run:
+    """The epochs after which the network was tested."""
+    return [record for record in run if "test_acc" in record]
+
+
 def read_runs(folder: Path) -> list[Run]:
-    """The logs in the folder and below it that hold at least one epoch."""
+    """The logs in the folder and below it that hold at least one tested epoch."""
     logs = sorted(folder.rglob("log.txt")) if folder.is_dir() else []
-    runs = [records for path in logs if (records := Log(path, PREFIX).records())]
+    runs = [records for path in logs if tested(records := Log(path, PREFIX).records())]
     if not runs:
-        found = "no log.txt of a run in it" if folder.is_dir() else "no such folder"
+        found = "no log.txt of a tested run in it" if folder.is_dir() else "no such folder"
         raise Refused(f"{folder}: {found}; give the --save folder of a run")
     return runs
 
@@ -74,7 +79,7 @@ def grouped(runs: list[Run]) -> dict[str, list[Run]]:
     runs = sorted(runs, key=lambda run: [run[-1].get("method") != name for name in METHODS])
     keys = [{key: str(run[-1].get(key)) for key in DECISIVE if key != "seed"} for run in runs]
     for key, run in zip(keys, runs, strict=True):
-        key["epochs"] = str(run[-1]["epoch"])
+        key["epochs"] = str(tested(run)[-1]["epoch"])
     differing = [name for name in keys[0] if len({key[name] for key in keys}) > 1]
     groups: dict[str, list[Run]] = {}
     for key, run in zip(keys, runs, strict=True):
@@ -90,7 +95,7 @@ def table(groups: dict[str, list[Run]]) -> str:
         "|---|---|---|---|---|---|",
     ]
     for label, runs in groups.items():
-        last = [run[-1] for run in runs]
+        last = [tested(run)[-1] for run in runs]
         epochs, planned = last[0]["epoch"], last[0].get("epochs")
         done = f"{epochs}" if epochs == planned else f"{epochs} of {planned}"
         averaged = [record.get("test_error_ensemble") for record in last]
@@ -141,7 +146,10 @@ def draw(groups: dict[str, list[Run]]) -> Figure:
 
 def curves(runs: list[Run], part: str) -> tuple[list[int], list[list[float]]]:
     """The epochs that all of the runs have, and at each the errors (%) of the runs."""
-    by_epoch = [{record["epoch"]: 100 - record[f"{part}_acc"] for record in run} for run in runs]
+    key = f"{part}_acc"
+    by_epoch = [
+        {record["epoch"]: 100 - record[key] for record in run if key in record} for run in runs
+    ]
     epochs = sorted(set.intersection(*(set(errors) for errors in by_epoch)))
     return epochs, [[errors[epoch] for errors in by_epoch] for epoch in epochs]
 

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from epoch_log import classifier_names
-from report import COLORS, draw
+from report import COLORS, draw, tested
 from student_t import quantile
 from study_log import Study
 from study_plan import METHODS
@@ -81,10 +81,9 @@ def draw_divergences(study: Study) -> Figure:
 def draw_pair(axes: Axes, study: Study, j: int, i: int) -> None:
     """The mean over the seeds, with a band from the lowest to the highest."""
     for name, runs in study.items():
-        curves = [
-            [record["test_divergences"][j][i] for record in run.epochs] for run in runs.values()
-        ]
-        epochs = [record["epoch"] for record in next(iter(runs.values())).epochs]
+        records = [tested(run.epochs) for run in runs.values()]
+        curves = [[record["test_divergences"][j][i] for record in run] for run in records]
+        epochs = [record["epoch"] for record in records[0]]
         columns = list(zip(*curves, strict=True))
         axes.plot(epochs, [mean(column) for column in columns], color=COLORS[name], label=name)
         lows, highs = [min(column) for column in columns], [max(column) for column in columns]

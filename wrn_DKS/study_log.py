@@ -50,7 +50,7 @@ def keep(source: Path, target: Path) -> None:
     last = full[-1]
     options = {key: last[key] for key in ("epochs", *DECISIVE, *SIZES)}
     records = [{"epoch": 0, "torch": torch.__version__, **options}]
-    records += [{key: rounded(record[key]) for key in EACH_EPOCH} for record in full]
+    records += [{key: rounded(r[key]) for key in EACH_EPOCH if key in r} for r in full]
     temporary = target.with_name(target.name + ".tmp")
     temporary.write_text("".join(json.dumps(record) + "\n" for record in records))
     os.replace(temporary, target)

@@ -16,6 +16,7 @@ DEPTH = 16
 WIDTH = 1
 EPOCHS = 625
 BATCH_SIZE = 64
+TEST_EVERY = 5  # epochs, as there are five times as many images to test as to train on
 
 LOGS = Path(__file__).with_name("study")
 MILESTONES = (0.3, 0.6, 0.8)  # shares of the epochs: the paper's 60, 120 and 160 of 200
@@ -44,6 +45,7 @@ class Preset:
     epochs: int
     batch_size: int
     groups: tuple[tuple[Row, ...], ...]
+    test_every: int = 1
     split: tuple[int, int] | None = None  # classes, training images of each; None: all there are
 
     @property
@@ -113,6 +115,7 @@ class Run:
             "epochs": preset.epochs,
             "batch_size": preset.batch_size,
             "epoch_step": preset.milestones,
+            "test_every": preset.test_every,
             "method": self.row.method,
             "direction": self.row.direction,
             "dtype": self.row.dtype,
@@ -149,6 +152,7 @@ PRESETS = {
         EPOCHS,
         BATCH_SIZE,
         (METHODS, DIRECTIONS, DROPOUT, NUMBER_TYPES),
+        test_every=TEST_EVERY,
         split=(CLASSES, TRAIN_IMAGES),
     ),
     "paper": Preset(

@@ -15,7 +15,8 @@ from statistics import mean, median
 from command_line import Parser, exit_status
 from epoch_log import classifier_names
 from metrics import cost
-from report import spread
+from report import Run as Records
+from report import spread, tested
 from student_t import paired_t
 from study_figures import figures
 from study_log import Study, read_study
@@ -71,7 +72,7 @@ def errors(study: Study, preset: Preset) -> str:
     planned = {row.name: row.seeds for row in preset.rows}
     lines = []
     for name, runs in study.items():
-        best = [min(run.epochs, key=test_error) for run in runs.values()]
+        best = [min(tested(run.epochs), key=test_error) for run in runs.values()]
         lines.append(
             (
                 name,
@@ -92,6 +93,11 @@ def test_error(record: dict) -> float:
     return 100 - record["test_acc"]
 
 
+def lowest_error(run: Records) -> float:
+    """The best epoch's, in percent."""
+    return min(map(test_error, tested(run)))
+
+
 def differences(study: Study) -> str:
     """Of each pair of rows over the seeds that both have: last epochs, then best epochs."""
     lines = []
@@ -99,7 +105,7 @@ def differences(study: Study) -> str:
         seeds = sorted(study.get(one, {}).keys() & study.get(other, {}).keys())
         pairs = [(study[one][seed].epochs, study[other][seed].epochs) for seed in seeds]
         last = [test_error(a[-1]) - test_error(b[-1]) for a, b in pairs]
-        best = [min(map(test_error, a)) - min(map(test_error, b)) for a, b in pairs]
+        best = [lowest_error(a) - lowest_error(b) for a, b in pairs]
         if len(seeds) < 2:
             continue
         test = paired_t(last)
