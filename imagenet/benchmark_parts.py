@@ -53,19 +53,14 @@ def training_step(place: Place) -> Iterator[Row]:
 def our_step(shape: tuple[int, ...], dtype: str, device: torch.device) -> tuple[nn.Module, Work]:
     """A network and a step that trains it as `train.py` does."""
     torch.manual_seed(1)
-    make_optimizer = partial(
-        torch.optim.SGD, lr=0.1, momentum=0.9, weight_decay=WEIGHT_DECAY, fused=True
+    layout = fastest_layout(shape[-1], device)
+    model = resnet.resnet18(num_classes=100).to(device, memory_format=layout)
+    sgd = torch.optim.SGD(
+        model.parameters(), lr=0.1, momentum=0.9, weight_decay=WEIGHT_DECAY, fused=True
     )
-    trainer = Trainer(
-        resnet.resnet18(num_classes=100),
-        SynergyLoss(),
-        make_optimizer,
-        device,
-        DTYPES[dtype],
-        layout=fastest_layout(shape[-1], device),
-    )
+    trainer = Trainer(model, SynergyLoss(), sgd, dtype=DTYPES[dtype])
     batch = Batch(*random_batch(shape, device), 1.0)
-    return trainer.model, partial(trainer.train_step, batch, 0.1)
+    return model, partial(trainer.train_step, batch, 0.1)
 
 
 def their_step(shape: tuple[int, ...], device: torch.device) -> tuple[nn.Module, Work]:

@@ -19,14 +19,13 @@ class Trainer:
     Args:
         model: maps images (B, 3, S, S) to a tuple of logits (B, K), the backbone's first.
         criterion: from logits and labels to `Losses`.
-        make_optimizer: makes the optimizer of the parameters that it is given.
-        device: where all of it is.
+        optimizer: of the model's parameters.
+        ema: the average of the model's weights, if there is one.
         dtype: of convolutions and matrix products; the loss is in float32 at least.
         micro_batches: parts of a batch whose gradients are summed one after the other.
-        ema_decay: of the average of the weights; 0 for no average.
-        layout: of images and activations in memory.
 
     Attributes:
+        device: the model's.
         step: finished steps of the whole run.
         epoch: finished epochs, evaluation included.
         sums: over the images of the epoch in progress, on this process.
@@ -36,27 +35,24 @@ class Trainer:
         self,
         model: nn.Module,
         criterion: Callable[[tuple[Tensor, ...], Tensor], Losses],
-        make_optimizer: Callable[..., torch.optim.Optimizer],
-        device: torch.device,
+        optimizer: torch.optim.Optimizer,
+        ema: Average | None = None,
         dtype: torch.dtype = torch.float32,
         micro_batches: int = 1,
-        ema_decay: float = 0.0,
-        layout: torch.memory_format = torch.channels_last,
     ):
-        self.model = model.to(device, memory_format=layout)
-        self.ema = Average(self.model, ema_decay) if ema_decay else None
-        self.optimizer = make_optimizer(self.model.parameters())
+        self.model = model
+        self.device = next(model.parameters()).device
+        self.optimizer = optimizer
+        self.ema = ema
         # With enabled=False every call of it is a plain one.
-        self.scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
-        self.parallel = data_parallel(self.model, device)
-        self.device = device
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=dtype == torch.float16)
+        self.parallel = data_parallel(model, self.device)
         self.step = self.epoch = 0
-        self.sums = Sums(device)
+        self.sums = Sums(self.device)
         self._criterion = criterion
         self._dtype = dtype
-        self._layout = layout
         self._micro_batches = micro_batches
-        self._bad_step = torch.zeros((), dtype=torch.int64, device=device)
+        self._bad_step = torch.zeros((), dtype=torch.int64, device=self.device)
 
     def train_step(self, batch: Batch, lr: float) -> Tensor:
         """Update the weights once, waiting for nothing that the device computes.
@@ -106,7 +102,8 @@ class Trainer:
         return self.parallel.no_sync() if world_size() > 1 else nullcontext()
 
     def _losses(self, images: Tensor, labels: Tensor) -> tuple[tuple[Tensor, ...], Losses]:
-        images = images.contiguous(memory_format=self._layout)
+        layout = fastest_layout(images.shape[-1], self.device)
+        images = images.contiguous(memory_format=layout)
         with torch.autocast(self.device.type, self._dtype, enabled=self._dtype != torch.float32):
             logits = self.parallel(images)
         return logits, self._criterion(logits, labels)

@@ -19,6 +19,7 @@ import train_state
 import weights
 from command_line import DTYPES, exit_status
 from distributed import barrier, print_once, processes, rank
+from ema import Average
 from engine import Trainer, fastest_layout
 from epochs import run_epochs
 from evaluate import refuse_too_large_batches
@@ -77,8 +78,9 @@ def make_trainer(config: Config, classes: int, device: torch.device) -> Trainer:
         print(f"{config.arch} to use: {cost(partial(network, False), config.image_size)}")
         print(f"to train: {cost(partial(network, branches), config.image_size)}")
     torch.manual_seed(config.seed)
+    model = network(branches).to(device, memory_format=fastest_layout(config.image_size, device))
     trainer = Trainer(
-        network(branches),
+        model,
         SynergyLoss(
             config.method,
             config.direction,
@@ -86,18 +88,16 @@ def make_trainer(config: Config, classes: int, device: torch.device) -> Trainer:
             config.synergy_weight,
             config.label_smoothing,
         ),
-        partial(
-            torch.optim.SGD,
+        torch.optim.SGD(
+            model.parameters(),
             lr=config.lr,
             momentum=config.momentum,
             weight_decay=config.weight_decay,
             fused=device.type in ("cpu", "cuda"),
         ),
-        device,
+        Average(model, config.ema) if config.ema else None,
         DTYPES[config.dtype],
         config.grad_accumulation,
-        config.ema,
-        fastest_layout(config.image_size, device),
     )
     if config.compile:
         trainer.parallel.compile()

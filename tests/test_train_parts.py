@@ -1,7 +1,6 @@
 """The parts of ImageNet training: learning rate, average of weights, order, augmentation, step."""
 
 import math
-from functools import partial
 
 import numpy as np
 import pytest
@@ -148,10 +147,11 @@ def test_many_paths_are_kept_in_one_block(imagenet, tmp_path):
 
 def trainer(imagenet, dtype=torch.float32, parts=1):
     torch.manual_seed(0)
-    sgd = partial(torch.optim.SGD, lr=0.1, momentum=0.9)
-    loss = imagenet.synergy.SynergyLoss()
     network = TinyNetwork("", num_classes=3)
-    return imagenet.engine.Trainer(network, loss, sgd, CPU, dtype, parts, ema_decay=0.9)
+    loss = imagenet.synergy.SynergyLoss()
+    sgd = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9)
+    ema = imagenet.ema.Average(network, 0.9)
+    return imagenet.engine.Trainer(network, loss, sgd, ema, dtype, parts)
 
 
 def batch_of(imagenet, count):
@@ -218,11 +218,9 @@ def test_small_images_are_trained_in_nchw_on_a_cpu(imagenet, size, nhwc):
             return (features.mean((2, 3)),)
 
     layout = imagenet.engine.fastest_layout(size, CPU)
-    sgd = partial(torch.optim.SGD, lr=0.1)
-    network = Network(torch.nn.Conv2d(3, 4, 3))
-    trainer = imagenet.engine.Trainer(
-        network, imagenet.synergy.SynergyLoss(), sgd, CPU, layout=layout
-    )
+    network = Network(torch.nn.Conv2d(3, 4, 3)).to(memory_format=layout)
+    sgd = torch.optim.SGD(network.parameters(), lr=0.1)
+    trainer = imagenet.engine.Trainer(network, imagenet.synergy.SynergyLoss(), sgd)
     images = torch.randn(2, 3, size, size)
     for given in (images, images.contiguous(memory_format=torch.channels_last)):
         trainer.train_step(imagenet.train_data.Batch(given, torch.tensor([0, 3]), 1.0), 0.1)

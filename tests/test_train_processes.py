@@ -32,19 +32,18 @@ sys.exit(train.main(sys.argv[1:]))
 # Gradients of a batch of 5 images and of one of 2, as `Order` shares them, in forked processes;
 # argv: folder of the results. Micro-batches are tried with two processes.
 GRADIENTS = """
-from functools import partial
 from distributed import processes, rank
 from engine import Trainer
 from synergy import SynergyLoss
 from train_data import Batch, Order
 
 def compute(path, parts):
-    with processes("cpu") as device:
+    with processes("cpu"):
         torch.manual_seed(0)
         images, labels = torch.randn(7, 3, 40, 40), torch.arange(7) % 3
         network = TinyNetwork("", num_classes=3)
-        sgd = partial(torch.optim.SGD, lr=0.1)
-        trainer = Trainer(network, SynergyLoss(), sgd, device, micro_batches=parts)
+        sgd = torch.optim.SGD(network.parameters(), lr=0.1)
+        trainer = Trainer(network, SynergyLoss(), sgd, micro_batches=parts)
         trainer.parallel.eval()
         order, gradients = Order(7, 5, seed=0), []
         for step, keys in enumerate(order):
