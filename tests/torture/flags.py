@@ -41,7 +41,7 @@ MEMORY = 3 * 2**30  # that a process may ask for in addition to what it has
 
 def parser_of(script: Script) -> argparse.ArgumentParser:
     if script == CIFAR:
-        return WRN.options.build_parser()
+        return WRN.flags.build_parser()
     if script == EVALUATION:
         return IMAGENET.options.build_parser()
     return IMAGENET.train_flags.build_parser()
