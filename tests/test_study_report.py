@@ -1,8 +1,10 @@
 """The study's tables and figures, from logs with known numbers."""
 
 import json
+from dataclasses import replace
 
 import pytest
+import torch
 from scipy import stats
 
 EPOCHS = 4  # of which the first is not tested
@@ -82,9 +84,11 @@ def test_tables(tables, logs, wrn):
         "dks": ["28.33 ± 1.53", "30.33 ± 1.53", "29.33 ± 1.53", "27.83 ± 1.53"],
     }
     assert [row[:2] for row in rows(text, "Price").values()] == [["4.00", "400"]] * 3
-    trained, used = rows(text, "Price")["dks"][2:]
+    trained, used = rows(text, "Price")["dks"][3:]
     assert [trained, used] == [str_of_cost(wrn, branches) for branches in (True, False)]
-    assert rows(text, "Price")["baseline"][2:] == [used, used]
+    assert rows(text, "Price")["baseline"][3:] == [used, used]
+    kept = [row[2].split(";")[0] for row in rows(text, "Price").values()]
+    assert 10 < float(kept[0]) < float(kept[1]) == float(kept[2]) < 30
 
 
 def str_of_cost(wrn, branches):
@@ -92,6 +96,30 @@ def str_of_cost(wrn, branches):
     network = wrn.wide_resnet.WideResNet(plan.DEPTH, plan.WIDTH, plan.CLASSES, branches=branches)
     size = wrn.metrics.cost(lambda: network.to("meta"), plan.IMAGE_SIZE)
     return f"{sum(p.numel() for p in network.parameters()):,}, {size.multiply_adds:,}"
+
+
+def test_memory_kept_for_the_backward_pass(wrn):
+    """A convolution and its ReLU keep the ReLU's output more than the linear layer alone."""
+    price, plan = wrn.study_price, wrn.study_plan
+
+    class Plain(torch.nn.Sequential):
+        def forward(self, images):
+            return (super().forward(images),)
+
+    flat = Plain(torch.nn.Flatten(), torch.nn.Linear(3 * 8 * 8, 4))
+    conv = torch.nn.Conv2d(3, 8, 3, padding=1)
+    deep = Plain(conv, torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(8 * 8 * 8, 4))
+    baseline = plan.Row("baseline", "baseline")
+    difference = price.saved_bytes(deep, baseline, 5, 8) - price.saved_bytes(flat, baseline, 5, 8)
+    assert difference == 5 * 8 * 8 * 8 * 4
+
+    preset = replace(plan.PRESETS["scaled"], batch_size=16)
+    kept = {}
+    for row in preset.rows:
+        model = price.network(preset, row, 20, row.method != "baseline")
+        kept[row.name] = price.kept_for_backward(preset, row, 20)
+        assert kept[row.name] == price.saved_bytes(model, row, 16, preset.image_size)
+    assert kept["dks-bfloat16"] < kept["dks"] < kept["dks-dropout"]
 
 
 def test_differences(tables, logs):

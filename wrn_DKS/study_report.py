@@ -8,20 +8,18 @@ prints Markdown tables of all runs that are done, and draws the figures.
 import argparse
 import sys
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
-from statistics import mean, median
+from statistics import mean
 
 from command_line import Parser, exit_status
 from epoch_log import classifier_names
-from metrics import cost
 from report import Run as Records
 from report import spread, tested
 from student_t import paired_t
 from study_figures import figures
 from study_log import Study, read_study
 from study_plan import PAIRS, PUBLISHED, Preset, add_plan_flags, chosen_plan
-from wide_resnet import WideResNet
+from study_price import TITLES, price
 
 ACCURACIES = ("test_acc", "test_acc_ep1", "test_acc_ep2")  # in the order of the classifiers
 
@@ -62,7 +60,7 @@ def tables(study: Study, preset: Preset) -> str:
         ("Top-1 error, %", errors(study, preset)),
         ("Difference of test errors, seed by seed", differences(study)),
         ("Test error of each classifier, %", classifiers(study)),
-        ("Price", price(study, preset)),
+        ("Price", markdown(*TITLES, lines=price(study, preset))),
     )
     return "\n\n".join(f"**{title}**\n\n{table}" for title, table in parts)
 
@@ -134,31 +132,6 @@ def classifiers(study: Study) -> str:
         own = [spread([100 - record[key] for record in last]) for key in ACCURACIES]
         lines.append((name, *own, spread([record["test_error_ensemble"] for record in last])))
     return markdown("row", *classifier_names(3), "averaged probabilities", lines=lines)
-
-
-def price(study: Study, preset: Preset) -> str:
-    """What training takes, as measured, and the size of the network then and in use."""
-    lines = []
-    for name, runs in study.items():
-        epochs = [record for run in runs.values() for record in run.epochs]
-        options = next(iter(runs.values())).options
-        build = partial(WideResNet, preset.depth, preset.width, options["num_classes"])
-        sizes = [
-            cost(partial(build, branches=branches), preset.image_size)
-            for branches in (options["method"] != "baseline", False)
-        ]
-        lines.append(
-            (
-                name,
-                f"{median(record['train_time'] for record in epochs):.2f}",
-                f"{max(record['peak_memory_mib'] for record in epochs):.0f}",
-                *(f"{size.parameters:,}, {size.multiply_adds:,}" for size in sizes),
-            )
-        )
-    return markdown(
-        "row", "training, s an epoch (median)", "peak memory of the process, MiB",
-        "parameters, multiply-adds an image: trained", "used", lines=lines,
-    )  # fmt: skip
 
 
 def markdown(*titles: str, lines: Sequence[Sequence[object]]) -> str:
