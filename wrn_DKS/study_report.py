@@ -82,7 +82,9 @@ def errors(study: Study, preset: Preset) -> str:
                 PUBLISHED.get(name, ""),
             )
         )
-    titles = ("row", "runs", "test", "training", "test, best epoch", "which")
+    titles = (
+        "row", "runs", "test, last epoch", "training", "test, best epoch", "best epoch (mean)",
+    )  # fmt: skip
     return markdown(*titles, "paper, WRN-28-10, CIFAR-100", lines=lines)
 
 
