@@ -22,6 +22,15 @@ def test_the_python_example_learns():
     assert totals[-1] < 0.5 * totals[0]
 
 
+def test_the_study_s_tables_are_those_of_its_logs(wrn):
+    """As `study_report.py` prints them; what memory it counts is up to PyTorch's version."""
+    preset, report = wrn.study_plan.PRESETS["scaled"], wrn.study_report
+    study = wrn.study_log.read_study(ROOT / "wrn_DKS" / "study" / "scaled", preset)
+    assert report.errors(study, preset) in README
+    assert report.differences(study) in README
+    assert report.classifiers(study) in README
+
+
 def test_every_file_it_names_is_there():
     names = set(re.findall(r"`((?:wrn_DKS|imagenet|images|tests)/[\w./-]*)`", README))
     assert len(names) > 10

@@ -54,7 +54,7 @@ def test_the_paper_s_runs_are_those_of_main(wrn):
     config, default = run.config(preset), wrn.options.parse([])
     assert (config.decisive(), config.epochs) == (default.decisive(), default.epochs)
     assert [row.seeds for row in preset.rows] == [5] * 5
-    assert {row.name for row in preset.rows} - {"ds"} == set(wrn.study_plan.PUBLISHED)
+    assert {row.name for row in preset.rows} - {"ds"} == set(wrn.published.CIFAR100)
 
 
 def test_the_runs_of_the_scaled_study(wrn):

@@ -166,14 +166,6 @@ PRESETS = {
     ),
 }
 
-# What the paper reports of WRN-28-10 on CIFAR-100: top-1 error in percent, five runs each.
-PUBLISHED = {
-    "baseline": "18.72 ± 0.24",
-    "dks": "17.24 ± 0.22",
-    "baseline-dropout": "18.64 ± 0.19",
-    "dks-dropout": "16.71 ± 0.17",
-}
-
 # Pairs of rows to compare seed by seed; the first two are what the study is for.
 PAIRS = (
     ("dks", "ds"),

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean
 
+import published
 from command_line import Parser, exit_status
 from epoch_log import classifier_names
 from report import Run as Records
@@ -18,7 +19,7 @@ from report import spread, tested
 from student_t import paired_t
 from study_figures import figures
 from study_log import Study, read_study
-from study_plan import PAIRS, PUBLISHED, Preset, add_plan_flags, chosen_plan
+from study_plan import PAIRS, Preset, add_plan_flags, chosen_plan
 from study_price import TITLES, price
 
 ACCURACIES = ("test_acc", "test_acc_ep1", "test_acc_ep2")  # in the order of the classifiers
@@ -79,7 +80,7 @@ def errors(study: Study, preset: Preset) -> str:
                 spread([100 - run.epochs[-1]["train_acc"] for run in runs.values()]),
                 spread([test_error(record) for record in best]),
                 f"{mean(record['epoch'] for record in best):.0f} of {preset.epochs}",
-                PUBLISHED.get(name, ""),
+                published.error(name),
             )
         )
     titles = (
@@ -112,11 +113,11 @@ def differences(study: Study) -> str:
         interval = f"{test.low:+.2f} to {test.high:+.2f}"
         lines.append(
             (f"{one} − {other}", test.n, f"{test.mean:+.2f}", interval, p_value(test.p),
-             f"{mean(best):+.2f}")
+             f"{mean(best):+.2f}", *published.difference(one, other))
         )  # fmt: skip
     return markdown(
         "pair", "seeds", "mean", "95 % interval", "p (paired t)", "mean of best epochs",
-        lines=lines,
+        "paper, WRN-28-10, CIFAR-100", "paper, ResNet-18, -50, -152, ImageNet", lines=lines,
     )  # fmt: skip
 
 
