@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean, stdev
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from command_line import Parser, Refused, exit_status
@@ -121,7 +122,16 @@ def draw(groups: dict[str, list[Run]]) -> Figure:
     As in the released README's figure for CIFAR. Training errors are dashed.
     """
     figure = Figure(figsize=(7, 4.5), layout="constrained")
-    axes = figure.add_subplot(xlabel="epoch", ylabel="top-1 error, %")
+    axes = figure.add_subplot()
+    draw_errors(axes, groups)
+    axes.set_ylim(bottom=0)
+    axes.legend(title="test error (dashed: training)")
+    return figure
+
+
+def draw_errors(axes: Axes, groups: dict[str, list[Run]]) -> None:
+    """The curves of `draw`."""
+    axes.set(xlabel="epoch", ylabel="top-1 error, %")
     for label, runs in groups.items():
         color = COLORS.get(label)
         for part, style in (("test", "-"), ("train", "--")):
@@ -138,10 +148,7 @@ def draw(groups: dict[str, list[Run]]) -> Figure:
             color = line.get_color()
             lows, highs = [min(c) for c in errors], [max(c) for c in errors]
             axes.fill_between(epochs, lows, highs, color=color, alpha=0.2, linewidth=0)
-    axes.set_ylim(bottom=0)
     axes.grid(alpha=0.3)
-    axes.legend(title="test error (dashed: training)")
-    return figure
 
 
 def curves(runs: list[Run], part: str) -> tuple[list[int], list[list[float]]]:

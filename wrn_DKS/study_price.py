@@ -17,9 +17,12 @@ FLOAT32 = 4  # bytes: of weights, gradients and momentum in every dtype
 TITLES = (
     "row",
     "training, s an epoch (median)",
-    "peak memory of the process, MiB",
-    "counted memory to train, MiB: kept for the backward pass; weights, gradients, momentum",
-    "parameters, multiply-adds an image: trained",
+    "process's peak, MiB",
+    "kept for backward, MiB",
+    "weights, gradients, momentum, MiB",
+    "parameters, trained",
+    "used",
+    "multiply-adds an image, trained",
     "used",
 )
 
@@ -43,8 +46,10 @@ def price(study: Study, preset: Preset) -> list[tuple[str, ...]]:
                 name,
                 f"{median(record['train_time'] for record in epochs):.2f}",
                 f"{max(record['peak_memory_mib'] for record in epochs):.0f}",
-                f"{kept / 2**20:.1f}; {3 * FLOAT32 * trained.parameters / 2**20:.1f}",
-                *(f"{size.parameters:,}, {size.multiply_adds:,}" for size in (trained, used)),
+                f"{kept / 2**20:.1f}",
+                f"{3 * FLOAT32 * trained.parameters / 2**20:.1f}",
+                *(f"{size.parameters:,}" for size in (trained, used)),
+                *(f"{size.multiply_adds:,}" for size in (trained, used)),
             )
         )
     return lines

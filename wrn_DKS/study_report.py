@@ -79,14 +79,19 @@ def errors(study: Study, preset: Preset) -> str:
                 spread([test_error(run.epochs[-1]) for run in runs.values()]),
                 spread([100 - run.epochs[-1]["train_acc"] for run in runs.values()]),
                 spread([test_error(record) for record in best]),
-                f"{mean(record['epoch'] for record in best):.0f} of {preset.epochs}",
+                between([record["epoch"] for record in best]),
                 published.error(name),
             )
         )
     titles = (
-        "row", "runs", "test, last epoch", "training", "test, best epoch", "best epoch (mean)",
+        "row", "runs", "test, last epoch", "training", "test, best epoch", "best epoch of a run",
     )  # fmt: skip
     return markdown(*titles, "paper, WRN-28-10, CIFAR-100", lines=lines)
+
+
+def between(epochs: list[int]) -> str:
+    low, high = min(epochs), max(epochs)
+    return f"{low}" if low == high else f"{low} to {high}"
 
 
 def test_error(record: dict) -> float:
@@ -107,16 +112,18 @@ def differences(study: Study) -> str:
         pairs = [(study[one][seed].epochs, study[other][seed].epochs) for seed in seeds]
         last = [test_error(a[-1]) - test_error(b[-1]) for a, b in pairs]
         best = [lowest_error(a) - lowest_error(b) for a, b in pairs]
+        averaged = [a[-1]["test_error_ensemble"] - b[-1]["test_error_ensemble"] for a, b in pairs]
         if len(seeds) < 2:
             continue
         test = paired_t(last)
         interval = f"{test.low:+.2f} to {test.high:+.2f}"
         lines.append(
             (f"{one} − {other}", test.n, f"{test.mean:+.2f}", interval, p_value(test.p),
-             f"{mean(best):+.2f}", *published.difference(one, other))
+             f"{mean(best):+.2f}", f"{mean(averaged):+.2f}", *published.difference(one, other))
         )  # fmt: skip
     return markdown(
         "pair", "seeds", "mean", "95 % interval", "p (paired t)", "mean of best epochs",
+        "mean of averaged probabilities",
         "paper, WRN-28-10, CIFAR-100", "paper, ResNet-18, -50, -152, ImageNet", lines=lines,
     )  # fmt: skip
 
