@@ -13,6 +13,8 @@ from student_t import quantile
 from study_log import Study
 from study_plan import METHODS
 
+BANDS = "mean over the seeds, band from the lowest to the highest; dotted: the learning rate falls"
+
 
 def figures(study: Study) -> dict[str, Figure]:
     """Every figure for which a run is done, by the name of its file."""
@@ -45,10 +47,7 @@ def draw_methods(study: Study) -> Figure:
     whole.legend(title="test error (dashed: training)")
     enlarged.set_ylim(min(late) - 1, max(late) + 2)
     enlarged.set_title("enlarged", fontsize=10)
-    figure.suptitle(
-        "mean over the seeds, band from the lowest to the highest; "
-        "dotted: the learning rate falls", fontsize=9
-    )  # fmt: skip
+    figure.suptitle(BANDS, fontsize=9)
     return figure
 
 
@@ -113,10 +112,7 @@ def draw_divergences(study: Study) -> Figure:
     grid[0][1].legend(fontsize=8)
     figure.supxlabel("epoch", fontsize=10)
     figure.supylabel("KL(p of the first ‖ p of the second), nats, log scale", fontsize=10)
-    figure.suptitle(
-        "on the test images: mean over the seeds, band from the lowest to the highest; "
-        "dotted: the learning rate falls", fontsize=9
-    )  # fmt: skip
+    figure.suptitle(f"on the test images: {BANDS}", fontsize=9)
     return figure
 
 
