@@ -19,6 +19,7 @@ from engine import Trainer, fastest_layout
 from evaluate import evaluate, forward
 from opponent import released_step
 from profiling import step_operations, step_row
+from sgd import make_sgd
 from synergy import SynergyLoss
 from timing import Row, Work, compare
 from train_data import Batch
@@ -55,9 +56,7 @@ def our_step(shape: tuple[int, ...], dtype: str, device: torch.device) -> tuple[
     torch.manual_seed(1)
     layout = fastest_layout(shape[-1], device)
     model = resnet.resnet18(num_classes=100).to(device, memory_format=layout)
-    sgd = torch.optim.SGD(
-        model.parameters(), lr=0.1, momentum=0.9, weight_decay=WEIGHT_DECAY, fused=True
-    )
+    sgd = make_sgd(model, 0.1, 0.9, WEIGHT_DECAY)
     trainer = Trainer(model, SynergyLoss(), sgd, dtype=DTYPES[dtype])
     batch = Batch(*random_batch(shape, device), 1.0)
     return model, partial(trainer.train_step, batch, 0.1)

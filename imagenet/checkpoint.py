@@ -165,35 +165,34 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: dict, source: Path) 
     Raises:
         Refused: it is not the state of such an optimizer over such parameters.
     """
-    own = optimizer.state_dict()
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    cast = []
+    own = optimizer.state_dict()  # its tensors are the optimizer's
+    cast, pairs = [], []
     try:
-        check_optimizer_keys(state, own, len(parameters))
-        for index, buffers in state["state"].items():
-            for name, value in buffers.items():
-                if value is None:  # as SGD has it without momentum
-                    continue
-                if problem := difference(value, parameters[index]):
+        check_optimizer_keys(state, own)
+        for index, buffers in own["state"].items():
+            for name, buffer in buffers.items():
+                value = state["state"][index][name]
+                if problem := difference(value, buffer):
                     raise ValueError(f"{name} of parameter {index} {problem}")
-                if value.dtype != parameters[index].dtype:
+                if value.dtype != buffer.dtype:
                     cast.append(f"{name} of parameter {index}")
-        optimizer.load_state_dict({**state, "param_groups": own["param_groups"]})
+                pairs.append((buffer, value))
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
         raise Refused(
             f"{source} can't be resumed: its optimizer is another one ({one_line(error, 150)})"
         ) from error
     report_cast(cast, source)
+    for buffer, value in pairs:
+        buffer.copy_(value)  # and so keeps its layout, which fused kernels don't look at
 
 
-def check_optimizer_keys(state: dict, own: dict, parameters: int) -> None:
+def check_optimizer_keys(state: dict, own: dict) -> None:
     """Raise ValueError where the state dict of an optimizer has other keys than its own has."""
     numbers = [[group["params"] for group in each["param_groups"]] for each in (state, own)]
     if state.keys() != own.keys() or numbers[0] != numbers[1]:
         raise ValueError("of other parameters")
-    # Before the first step no parameter has buffers; after it all have the same.
-    kinds = {frozenset(buffers) for buffers in state["state"].values()}
-    if len(kinds) > 1 or set(state["state"]) not in (set(), set(range(parameters))):
+    names = [{i: set(buffers) for i, buffers in each["state"].items()} for each in (state, own)]
+    if names[0] != names[1]:
         raise ValueError("buffers are missing or unexpected")
 
 

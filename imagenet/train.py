@@ -27,6 +27,7 @@ from image_sets import find_image_sets
 from metrics import cost
 from resnet import build
 from run_folder import held
+from sgd import make_sgd
 from synergy import SynergyLoss
 from train_data import Order
 from train_options import Config, parse
@@ -88,13 +89,7 @@ def make_trainer(config: Config, classes: int, device: torch.device) -> Trainer:
             config.synergy_weight,
             config.label_smoothing,
         ),
-        torch.optim.SGD(
-            model.parameters(),
-            lr=config.lr,
-            momentum=config.momentum,
-            weight_decay=config.weight_decay,
-            fused=device.type in ("cpu", "cuda"),
-        ),
+        make_sgd(model, config.lr, config.momentum, config.weight_decay),
         Average(model, config.ema) if config.ema else None,
         DTYPES[config.dtype],
         config.grad_accumulation,

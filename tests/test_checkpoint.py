@@ -1,5 +1,6 @@
 """Checkpoints: written whole or not at all; damaged, foreign or harmful files are refused."""
 
+import copy
 import os
 import pickle
 import random
@@ -183,7 +184,7 @@ def test_optimizers_that_do_not_fit(folder, network, tmp_path, change):
     optimizer = torch.optim.SGD(network.parameters(), 0.1, 0.9)
     network(torch.randn(4, 4)).sum().backward()
     optimizer.step()
-    state = optimizer.state_dict()
+    state = copy.deepcopy(optimizer.state_dict())  # as from a file
     change(state)
     with refused(folder, "can't be resumed"):
         folder.checkpoint.load_optimizer(optimizer, state, tmp_path / "x.pt")
@@ -193,8 +194,8 @@ def test_buffers_are_cast_and_hyperparameters_stay(folder, network, tmp_path, ca
     optimizer = torch.optim.SGD(network.parameters(), 0.1, 0.9)
     network(torch.randn(4, 4)).sum().backward()
     optimizer.step()
-    state = optimizer.state_dict()
-    buffer = state["state"][1]["momentum_buffer"]
+    state = copy.deepcopy(optimizer.state_dict())  # as from a file
+    buffer = torch.randn(3)
     state["state"][1]["momentum_buffer"] = buffer.double()
     state["param_groups"][0] = {"params": [0, 1, 2, 3], "momentum": float("nan")}
     folder.checkpoint.load_optimizer(optimizer, state, tmp_path / "x.pt")

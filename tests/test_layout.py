@@ -12,7 +12,7 @@ from synthetic import write_folders
 
 TWINS = (
     "checkpoint", "command_line", "distributed", "images", "metrics", "opponent", "profiling",
-    "run_folder", "synergy", "timing",
+    "run_folder", "sgd", "synergy", "timing",
 )  # fmt: skip
 
 

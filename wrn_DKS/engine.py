@@ -12,6 +12,7 @@ from loader import Batch, Batches, generator
 from metrics import Sums, topk_correct
 from progress import Progress
 from schedule import StepSchedule
+from sgd import clear_momentum, make_sgd
 from synergy import Losses, SynergyLoss, divergences
 
 MOMENTUM = 0.9  # the paper's and the released code's
@@ -54,13 +55,7 @@ class Trainer:
         self.model = model.to(device, memory_format=self.layout)
         self.loss = loss
         self.schedule = schedule
-        self.optimizer = torch.optim.SGD(
-            self.model.parameters(),
-            schedule.lr,
-            MOMENTUM,
-            weight_decay=weight_decay,
-            fused=device.type in ("cpu", "cuda"),  # one kernel, not one for each tensor and term
-        )
+        self.optimizer = make_sgd(self.model, schedule.lr, MOMENTUM, weight_decay)
         # Its enabled=False makes every call of it a plain one.
         self.scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
         self.dtype = dtype
@@ -93,7 +88,7 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = self.schedule.rate(epoch)
         if self.schedule.clears_momentum(epoch):
-            self.optimizer.state.clear()
+            clear_momentum(self.optimizer)
         # A function of (seed, epoch), so that a resumed run draws the same.
         torch.manual_seed(int(generator(seed, epoch, rank()).initial_seed()))
         self._parallel.train()
