@@ -28,7 +28,7 @@ class Sums:
         for name, value in values.items():
             if not isinstance(value, Tensor):
                 value = torch.full((), value, device=self._device)  # no copy from the host
-            value = value.detach()
+            value = value.detach().to(self._device)  # sums from a checkpoint are on the CPU
             if self._device.type != "mps":  # which has no float64
                 value = value.double()
             self._sums[name] = self._sums[name] + value if name in self._sums else value

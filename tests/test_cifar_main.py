@@ -312,15 +312,21 @@ def legacy(tmp_path_factory):
     with np.load(reference.FILE) as file:
         params = reference.parameters(file)
     trainable = [name for name in params if "running" not in name]
+    keys = [id(params[name]) for name in trainable]  # as torch had them before 1.5
     momentum = {
-        i: {"momentum_buffer": torch.full_like(params[name], i / 100)}
-        for i, name in enumerate(trainable)
+        key: {"momentum_buffer": numbered(params[name], i)}
+        for i, (key, name) in enumerate(zip(keys, trainable, strict=True))
     }
     group = {"lr": 0.1, "momentum": 0.9, "dampening": 0, "weight_decay": 5e-4, "nesterov": False}
-    optimizer = {"state": momentum, "param_groups": [{**group, "params": list(range(84))}]}
+    optimizer = {"state": momentum, "param_groups": [{**group, "params": keys}]}
     content = {"params": params, "epoch": 3, "optimizer": optimizer}
     torch.save(content, path, _use_new_zipfile_serialization=False)
     return path
+
+
+def numbered(tensor, number):
+    """A tensor of that shape in which every element tells its place, in the tensor `number`."""
+    return torch.arange(float(tensor.numel())).view(tensor.shape) / 1e6 + number
 
 
 def write_hundred_classes(root):
@@ -350,6 +356,16 @@ def test_released_checkpoints_are_evaluated_exported_and_resumed(wrn, legacy, tm
 def test_released_optimizer_follows_its_parameters(wrn, legacy):
     """Entry i is the i-th trainable of the release's list, in another order than ours."""
     content = wrn.checkpoint.load(legacy)
+    assert_momentum_follows(wrn, content)
+    optimizer = content["optimizer"]
+    keys = optimizer["param_groups"][0]["params"]
+    assert min(keys) > 84  # ids; and now as torch has them since 1.5
+    optimizer["state"] = {i: optimizer["state"][key] for i, key in enumerate(keys)}
+    optimizer["param_groups"][0]["params"] = list(range(84))
+    assert_momentum_follows(wrn, content)
+
+
+def assert_momentum_follows(wrn, content):
     model = wrn.wide_resnet.WideResNet(16, 1, 100)
     state = wrn.legacy.legacy_state_dict(content["params"])
     model.load_state_dict(state)
@@ -358,6 +374,5 @@ def test_released_optimizer_follows_its_parameters(wrn, legacy):
     theirs = [name for name in state if "running" not in name and "num_batches" not in name]
     assert len(momentum) == 84 and theirs != names
     for place, name in enumerate(names):
-        buffer = momentum[place]["momentum_buffer"]
-        assert buffer.shape == dict(model.named_parameters())[name].shape
-        assert float(buffer.flatten()[0]) == pytest.approx(theirs.index(name) / 100)
+        own = dict(model.named_parameters())[name]
+        assert torch.equal(momentum[place]["momentum_buffer"], numbered(own, theirs.index(name)))

@@ -225,3 +225,12 @@ def test_small_images_are_trained_in_nchw_on_a_cpu(imagenet, size, nhwc):
     for given in (images, images.contiguous(memory_format=torch.channels_last)):
         trainer.train_step(imagenet.train_data.Batch(given, torch.tensor([0, 3]), 1.0), 0.1)
     assert seen == [nhwc, nhwc]
+
+
+def test_sums_from_a_checkpoint_go_on_on_the_device(imagenet):
+    """The checkpoint's are on the CPU; the meta device stands in for a GPU."""
+    sums = imagenet.metrics.Sums(torch.device("meta"))
+    sums.add(losses=torch.zeros(3))
+    sums.add(losses=torch.zeros(3, device="meta"))
+    with pytest.raises(NotImplementedError, match="no data"):  # that all of it is there, then
+        sums.totals(all_processes=False)

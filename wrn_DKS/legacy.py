@@ -41,16 +41,19 @@ def legacy_momentum(content: dict, parameter_names: list[str]) -> dict[int, dict
     """The release's SGD buffers, by the place of their parameter in `parameter_names`.
 
     Args:
-        content: the loaded file; index i of its optimizer is the i-th trainable of `params`.
+        content: the loaded file; the i-th parameter of its optimizer is the i-th trainable of
+            `params`. There it goes by the number i, or by Python's id of it before torch 1.5.
         parameter_names: names of our trainable parameters, in our optimizer's order.
 
     Raises:
-        KeyError, TypeError, AttributeError, IndexError: it is no such file.
+        KeyError, TypeError, ValueError, AttributeError: it is no such file.
     """
     theirs = [_our_name(name) for name in content["params"] if not name.endswith(_RUNNING)]
     place = {name: index for index, name in enumerate(parameter_names)}
+    (group,) = content["optimizer"]["param_groups"]
+    names = dict(zip(group["params"], theirs, strict=True))
     buffers = content["optimizer"]["state"]
-    return {place[theirs[index]]: buffer for index, buffer in buffers.items()}
+    return {place[names[key]]: buffer for key, buffer in buffers.items()}
 
 
 def _our_name(name: str) -> str:

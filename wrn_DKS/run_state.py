@@ -171,7 +171,7 @@ def resume_legacy(saved: Saved, trainer: Trainer) -> int:
     names = [name for name, _ in trainer.model.named_parameters()]
     try:
         momentum = legacy_momentum(saved.content, names)
-    except (KeyError, TypeError, AttributeError, IndexError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise Refused(f"{saved.source}: its optimizer is not the released code's") from error
     groups = trainer.optimizer.state_dict()["param_groups"]
     state = {"state": momentum, "param_groups": groups}
