@@ -136,6 +136,7 @@ def largest_difference(
     model: nn.Module, plain: nn.Module, images: Tensor, dtype: torch.dtype
 ) -> float:
     """Of the logits, relative to the largest one."""
+    images = images.to(next(plain.parameters()).device)
     expected = plain(images)
     nhwc = images.contiguous(memory_format=torch.channels_last)
     difference = forward(model, nhwc, dtype)[0].float() - expected

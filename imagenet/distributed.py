@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from command_line import Refused
+from command_line import Refused, one_line
 
 
 @contextlib.contextmanager
@@ -28,7 +28,7 @@ def processes(device: str) -> Iterator[torch.device]:
         This process's device.
 
     Raises:
-        Refused: there is no such device.
+        Refused: there is no such device, or all processes of a machine would have the same GPU.
     """
     chosen = choose_device(device)
     if chosen.type == "cuda":
@@ -44,7 +44,10 @@ def processes(device: str) -> Iterator[torch.device]:
     except RuntimeError as error:
         if not dist.is_initialized() or not lost_a_process(error):
             raise
-        raise Refused("another process of this run has ended; its own message says why") from error
+        raise Refused(
+            "another process of this run has ended, and its own message says why, or they can't "
+            f"reach each other ({one_line(error, 150)})"
+        ) from error
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
@@ -81,6 +84,8 @@ def lost_a_process(error: RuntimeError) -> bool:
 def choose_device(device: str) -> torch.device:
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device.startswith("cuda:") and int(os.environ.get("LOCAL_WORLD_SIZE", 1)) > 1:
+        raise Refused(f"--device {device}: one GPU for several processes; give --device cuda")
     try:
         chosen = torch.device(device)
         if device == "cuda":

@@ -6,6 +6,7 @@ import platform
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from statistics import median
 
@@ -45,7 +46,7 @@ def compare(
 
 def timed(work: Work, device: torch.device) -> float:
     """Seconds that one call takes, what it starts on the device included."""
-    wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+    wait = partial(torch.cuda.synchronize, device) if device.type == "cuda" else lambda: None
     wait()
     start = time.perf_counter()
     work()

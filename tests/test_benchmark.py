@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -152,3 +153,35 @@ def test_imagenet_refusals(imagenet, tmp_path, capsys):
     assert imagenet.benchmark.main([str(tmp_path)]) == 2
     errors = capsys.readouterr().err
     assert errors.count("\n") == 2 and "IMAGENET" in errors
+
+
+def test_shares_on_a_gpu_count_each_kernel_once(folder):
+    """Events as PyTorch's profiler has them: operators with the time of their kernels, kernels."""
+
+    def event(key, device, own, total=None, annotation=False):
+        return SimpleNamespace(
+            key=key,
+            device_type=device,
+            is_user_annotation=annotation,
+            self_device_time_total=own,
+            device_time_total=total or own,
+            self_cpu_time_total=1000.0,
+        )
+
+    cpu, cuda = torch.autograd.DeviceType.CPU, torch.autograd.DeviceType.CUDA
+    events = [
+        event("aten::cudnn_convolution", cpu, 50.0),
+        event("aten::convolution_backward", cpu, 20.0),
+        event("aten::cudnn_batch_norm", cpu, 10.0),
+        event("Optimizer.step#SGD.step", cpu, 0.0, 15.0, annotation=True),
+        event("aten::_fused_sgd_", cpu, 15.0),
+        event("aten::add_", cpu, 5.0),
+        event("sm80_xmma_fprop", cuda, 70.0),
+        event("void batch_norm_kernel", cuda, 10.0),
+        event("multi_tensor_apply_kernel", cuda, 15.0),
+        event("Optimizer.step#SGD.step", cuda, 15.0, annotation=True),
+        event("add", cuda, 5.0),
+    ]
+    shares = folder.profiling.shares_by_kind(events, on_gpu=True)
+    expected = {"convolutions": 0.7, "normalisation": 0.1, "optimizer": 0.15, "other": 0.05}
+    assert shares == pytest.approx(expected)

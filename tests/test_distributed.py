@@ -97,3 +97,10 @@ def test_training_by_two_processes(wrn, tmp_path):
     records = [json.loads(line.removeprefix("json_stats: ")) for line in lines]
     assert [record["epoch"] for record in records] == [1, 2]
     assert records[1]["train_loss"] < records[0]["train_loss"]
+
+
+def test_several_processes_need_a_gpu_each(folder, monkeypatch):
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    with pytest.raises(folder.command_line.Refused, match="give --device cuda"):
+        folder.distributed.choose_device("cuda:0")
+    assert folder.distributed.choose_device("cpu") == torch.device("cpu")

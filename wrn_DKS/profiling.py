@@ -1,12 +1,15 @@
 """What a training step makes of its machine: share of the peak, where time goes, memory."""
 
 import multiprocessing
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from statistics import median
 
 import torch
 from torch import nn
+from torch.autograd import DeviceType
+from torch.autograd.profiler_util import FunctionEventAvg
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -45,11 +48,14 @@ def step_row(
 
 def peak_rate(dtype: torch.dtype, device: torch.device) -> float:
     """Operations a second of the fastest matrix product: of square ones of several sizes."""
-    rates = []
+    rates, before = [], torch.get_float32_matmul_precision()
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("high")  # TF32, as its convolutions have by default
     for size in (8192, 16384) if device.type == "cuda" else (1024, 2048, 4096):
         a, b = torch.randn(2, size, size, device=device, dtype=dtype)
         torch.mm(a, b)
         rates += [2 * size**3 / timed(lambda a=a, b=b: torch.mm(a, b), device) for _ in range(3)]
+    torch.set_float32_matmul_precision(before)
     return max(rates)
 
 
@@ -86,11 +92,24 @@ def time_by_kind(step: Work, device: torch.device) -> dict[str, float]:
         activities.append(ProfilerActivity.CUDA)
     with profile(activities=activities) as profiled:
         timed(step, device)
+    return shares_by_kind(profiled.key_averages(), on_gpu)
+
+
+def shares_by_kind(events: Iterable[FunctionEventAvg], on_gpu: bool) -> dict[str, float]:
+    """The same from the profiler's events.
+
+    A GPU's kernels are events of their own, which make up the whole. Their time stands with the
+    operators that started them too, from which the kinds are taken.
+    """
     times = dict.fromkeys([*KINDS, "optimizer"], 0.0)
     whole = 0.0
-    for event in profiled.key_averages():
+    for event in events:
         own = event.self_device_time_total if on_gpu else event.self_cpu_time_total
-        whole += own
+        is_operator = event.device_type == DeviceType.CPU
+        if is_operator != on_gpu and (is_operator or not event.is_user_annotation):
+            whole += own
+        if not is_operator:
+            continue
         if event.key.startswith("Optimizer.step"):
             times["optimizer"] += event.device_time_total if on_gpu else event.cpu_time_total
         for kind, names in KINDS.items():
@@ -120,7 +139,8 @@ def peak_memory(make: Make, device: torch.device) -> int | None:
 def measure_memory(make: Make, device: torch.device, threads: int) -> int:
     torch.set_num_threads(threads)
     model, step = make()
-    peak = torch.cuda.max_memory_allocated if device.type == "cuda" else peak_resident
+    on_gpu = device.type == "cuda"
+    peak = partial(torch.cuda.max_memory_allocated, device) if on_gpu else peak_resident
     before = peak()
     for _ in range(2):
         step()
