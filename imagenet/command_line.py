@@ -27,7 +27,7 @@ class Refused(Exception):
 
 
 class Stopped(BaseException):
-    """SIGINT or SIGTERM arrived. Not an `Exception`, so that no handler of errors swallows it."""
+    """A signal that ends a run arrived. No `Exception`: no handler of errors must swallow it."""
 
     def __init__(self, signum: int):
         super().__init__(signal.Signals(signum).name)
@@ -84,6 +84,12 @@ def number(kind: type, minimum: float, maximum: float = float("inf")) -> Callabl
     return convert
 
 
+def require_file(flag: str, path: Path, what: str) -> None:
+    """Refuse a path where there is no file; `what` it should be of."""
+    if not path.is_file():
+        raise Refused(f"{flag} {path}: no such file; give the path of {what}")
+
+
 def require_file_name(flag: str, path: Path) -> None:
     """Refuse a path where no file can be written, or something else is: a folder, a device."""
     if path.exists() and not path.is_file():
@@ -92,14 +98,23 @@ def require_file_name(flag: str, path: Path) -> None:
         raise Refused(f"{flag} {path}: no folder {path.parent}; make it first")
 
 
+def stop_signals() -> list[signal.Signals]:
+    """Those that end a run: SIGINT, SIGTERM and SIGHUP, a closed terminal's.
+
+    The last one not where it is ignored, as under nohup.
+    """
+    ignored = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    return [signal.SIGINT, signal.SIGTERM, *([] if ignored else [signal.SIGHUP])]
+
+
 @contextlib.contextmanager
 def signals_raise() -> Iterator[None]:
-    """Turn SIGINT and SIGTERM into `Stopped` while the block runs."""
+    """Turn the signals that end a run into `Stopped` while the block runs."""
 
     def stop(signum, frame):
         raise Stopped(signum)
 
-    previous = {s: signal.signal(s, stop) for s in (signal.SIGINT, signal.SIGTERM)}
+    previous = {s: signal.signal(s, stop) for s in stop_signals()}
     try:
         yield
     finally:
@@ -109,10 +124,11 @@ def signals_raise() -> Iterator[None]:
 
 @contextlib.contextmanager
 def signals_wait() -> Iterator[None]:
-    """Let a SIGINT or SIGTERM that arrives while the block runs take effect when it ends."""
+    """Let a signal that ends a run, arriving while the block runs, take effect when it ends."""
     arrived = []
-    signals = (signal.SIGINT, signal.SIGTERM)
-    previous = {s: signal.signal(s, lambda signum, frame: arrived.append(signum)) for s in signals}
+    previous = {
+        s: signal.signal(s, lambda signum, frame: arrived.append(signum)) for s in stop_signals()
+    }
     try:
         yield
     finally:
@@ -126,7 +142,8 @@ def exit_status(run: Callable[[], None]) -> int:
     """Call `run` and return the process's exit status.
 
     0 when it returns, 2 when it refuses or the system does (disk full, no permission, no memory),
-    130 or 143 when SIGINT or SIGTERM stops it. The reason goes to standard error as one line.
+    130, 143 or 129 when SIGINT, SIGTERM or SIGHUP stops it. The reason goes to standard error as
+    one line.
     """
     try:
         with signals_raise(), warnings.catch_warnings():

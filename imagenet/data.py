@@ -94,6 +94,7 @@ def leave_signals_to_the_main_process(worker: int) -> None:
     last resort, and so is obeyed after a while.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: signal.alarm(30))
 
 

@@ -18,7 +18,7 @@ import torch
 import resnet
 import results
 from classifier import Classifier, load_classifier, load_torchvision
-from command_line import DTYPES, Refused, exit_status
+from command_line import DTYPES, Refused, exit_status, require_file
 from data import ImageFiles, evaluation_loader, evaluation_transform
 from distributed import barrier, print_once, processes, rank, world_size
 from download import fetch
@@ -64,9 +64,8 @@ def find_checkpoint(config: Config) -> Path | None:
         path = fetch(config.arch) if rank() == 0 else None
         barrier()
         path = path or fetch(config.arch)
-    if path and not path.is_file():
-        raise Refused(f"{path}: no such file; give the path of a checkpoint")
     if path:
+        require_file("--model_path", path, "a checkpoint")
         print_once(f"checkpoint: {path}, SHA-256 {sha256(path)}")
     return path
 

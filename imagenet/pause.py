@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 from torch.utils.data import DataLoader
 
-from command_line import Refused, Stopped
+from command_line import Refused, Stopped, stop_signals
 from distributed import lost_a_process, print_once
 from engine import Trainer
 
@@ -16,7 +16,7 @@ NEVER = -(2**62)
 
 
 class Interruption:
-    """While the block runs, SIGINT and SIGTERM are noted instead of breaking into a step.
+    """While the block runs, signals that end a run are noted instead of breaking into a step.
 
     Stopping in the middle of a step would leave the processes in different states, or waiting in
     a collective that one of them never enters. So they ask at the end of a step, and agree.
@@ -29,7 +29,7 @@ class Interruption:
         self._previous = {}
 
     def __enter__(self) -> "Interruption":
-        for signum in (signal.SIGINT, signal.SIGTERM):
+        for signum in stop_signals():
             self._previous[signum] = signal.signal(signum, self._note)
         return self
 

@@ -21,12 +21,13 @@ from command_line import DTYPES, exit_status
 from distributed import barrier, print_once, processes, rank
 from ema import Average
 from engine import Trainer, fastest_layout
+from epoch_log import LOG
 from epochs import run_epochs
 from evaluate import refuse_too_large_batches
 from image_sets import find_image_sets
 from metrics import cost
 from resnet import build
-from run_folder import held
+from run_folder import held, refuse_own_file
 from sgd import make_sgd
 from synergy import SynergyLoss
 from train_data import Order
@@ -39,6 +40,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(config: Config) -> None:
+    if config.export:
+        refuse_own_file("--export", config.export, config.save, LOG)
     with (
         processes(config.device) as device,
         held(config.save) if rank() == 0 else nullcontext(),

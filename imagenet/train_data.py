@@ -139,6 +139,7 @@ class Readers:
     def __call__(self, worker: int) -> None:
         """Called in each of them as it starts."""
         signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, self._end_if_over)
 
     def _end_if_over(self, signum, frame) -> None:

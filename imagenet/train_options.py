@@ -4,8 +4,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from command_line import DTYPES, Refused, require_file_name
-from run_folder import CHECKPOINT
+from command_line import DTYPES, Refused, require_file, require_file_name
 from train_flags import build_parser
 
 # What a resumed run may change. The places of things, and how fast they go; and the number of
@@ -80,8 +79,9 @@ def parse(argv: Sequence[str] | None = None) -> Config:
             f"--warmup-epochs {config.warmup_epochs:g} of --epochs {config.epochs}: nothing is "
             "left for the cosine; use fewer"
         )
-    if config.export == config.save / CHECKPOINT:
-        raise Refused(f"--export {config.export}: the run's own checkpoint; choose another name")
-    if config.export and config.export.parent != config.save:
+    if config.resume not in ("", "auto"):
+        require_file("--resume", Path(config.resume), "a checkpoint")
+    # --save is made if need be.
+    if config.export and config.export.resolve().parent != config.save.resolve():
         require_file_name("--export", config.export)
     return config

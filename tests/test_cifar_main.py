@@ -249,7 +249,7 @@ def test_a_network_that_is_not_finite_is_not_saved(wrn, main, monkeypatch, tmp_p
         ("--dataset folder --dataroot /nonexistent", "no such folder"),
         ("--evaluate", "--resume FILE"),
         ("--resume auto", "--save DIR"),
-        ("--resume nowhere.pt", "no such file"),
+        ("--resume nowhere/x.pt", "no such file"),
         ("--device cuda:77", "--device cuda:77"),
         ("--device nonsense", "--device nonsense"),
         ("--device cpu --gpu_id 0", "both choose"),
@@ -264,7 +264,29 @@ def test_bad_input(main, words, says, tmp_path, monkeypatch, capsys):
     assert main(*words.split()) == 2
     error = capsys.readouterr().err
     assert says in error and error.startswith("error: ") and error.count("\n") == 1
-    assert not list(tmp_path.rglob("checkpoint.pt"))
+    assert not list(tmp_path.rglob("checkpoint.pt")) and not (tmp_path / "nowhere").exists()
+
+
+@pytest.mark.parametrize("save", [(), ("--save", "logs/wrn-10-0.25-dks-seed5")])
+def test_the_export_is_no_file_of_the_run(main, tmp_path, monkeypatch, capsys, save):
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "logs/wrn-10-0.25-dks-seed5"
+    folder.mkdir(parents=True)
+    for name in ("checkpoint.pt", "log.txt", "lock"):
+        assert main("--epochs", 1, "--seed", 5, *save, "--export", folder / name) == 2
+        assert "own file" in capsys.readouterr().err
+    assert not list(folder.iterdir())
+
+
+def test_stopped_before_anything_is_saved(wrn, main, tmp_path, monkeypatch, capsys):
+    """--resume auto would start from nothing what was started from a file."""
+
+    def stop(trainer, *args):
+        raise wrn.command_line.Stopped(signal.SIGTERM)
+
+    monkeypatch.setattr(wrn.engine.Trainer, "train_epoch", stop)
+    assert main("--epochs", 1, "--save", tmp_path / "x") == 143
+    assert capsys.readouterr().out.endswith("to go on: the same command\n")
 
 
 def test_nothing_is_overwritten(main, run, tmp_path, capsys):

@@ -57,13 +57,22 @@ def test_statuses(folder, capsys):
         fails(ZeroDivisionError())
 
 
-@pytest.mark.parametrize(("name", "status"), [("SIGINT", 130), ("SIGTERM", 143)])
+@pytest.mark.parametrize(("name", "status"), [("SIGINT", 130), ("SIGTERM", 143), ("SIGHUP", 129)])
 def test_signals(folder, capsys, name, status):
-    before = signal.getsignal(signal.SIGTERM)
     stop = getattr(signal, name)
+    before = signal.getsignal(stop)
     assert folder.command_line.exit_status(lambda: os.kill(os.getpid(), stop)) == status
     assert f"stopped by {name}" in capsys.readouterr().err
-    assert signal.getsignal(signal.SIGTERM) is before
+    assert signal.getsignal(stop) is before
+
+
+def test_a_closed_terminal_is_nothing_under_nohup(folder):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        hang_up = lambda: os.kill(os.getpid(), signal.SIGHUP)  # noqa: E731
+        assert folder.command_line.exit_status(hang_up) == 0
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_a_folder_is_held_by_one_run(folder, tmp_path):

@@ -144,7 +144,7 @@ def test_a_run_of_its_own_process(study, scaled, images, tmp_path, capsys):
     options, *epochs = map(json.loads, (tmp_path / "logs/baseline-seed1.jsonl").open())
     sizes = [options[key] for key in ("num_classes", "train_images", "test_images", "image_size")]
     assert sizes == [2, 4, 6, scaled.image_size] and len(epochs) == 2
-    assert "epoch 2/2" in (tmp_path / "out/baseline-seed1/output.txt").read_text()
+    assert "epoch 2/2" in (tmp_path / "out/scaled/baseline-seed1/output.txt").read_text()
 
 
 def test_failures_and_signals(wrn, study, scaled, images, monkeypatch, tmp_path, capsys):
@@ -157,7 +157,9 @@ def test_failures_and_signals(wrn, study, scaled, images, monkeypatch, tmp_path,
     assert out.count("FAILED") == 2 and "error: of the decoy (0 to go)" in out
     assert errors.startswith("error: 2 of 2 runs failed: dks-seed1, dks-dropout-seed1")
 
-    pids = [tmp_path / "out" / f"{row}-seed1" / "pid" for row in ("baseline", "baseline-dropout")]
+    pids = [
+        tmp_path / "out/scaled" / f"{row}-seed1" / "pid" for row in ("baseline", "baseline-dropout")
+    ]
 
     def stop():
         while not all(path.exists() and path.read_text() for path in pids):

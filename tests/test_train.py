@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -107,7 +108,9 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been(
     assert_same_run(tmp_path, reference)
 
 
-@pytest.mark.parametrize(("signum", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    ("signum", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)]
+)
 @pytest.mark.parametrize("where", ["a step", "validation"])
 def test_a_signal_saves_within_a_step(
     train, imagenet, data, reference, tmp_path, monkeypatch, capsys, where, signum, status
@@ -309,9 +312,13 @@ def test_command_lines_are_refused_by_name(train, data, tmp_path, capsys, flags,
     assert named in refusal(train, capsys, command_line(data, tmp_path / "run", *flags))
 
 
-def test_the_export_is_not_the_checkpoint(train, data, tmp_path, capsys):
-    flags = ["--export", str(tmp_path / "checkpoint.pt")]
-    assert "own checkpoint" in refusal(train, capsys, command_line(data, tmp_path, *flags))
+@pytest.mark.parametrize("name", ["checkpoint.pt", "log.jsonl", "lock"])
+def test_the_export_is_no_file_of_the_run(train, data, tmp_path, monkeypatch, capsys, name):
+    monkeypatch.chdir(tmp_path)
+    for path in (tmp_path / "run" / name, Path("run", "..", "run", name)):
+        line = command_line(data, "run", "--export", str(path))
+        assert "own file" in refusal(train, capsys, line)
+    assert not Path("run").exists()
 
 
 def test_a_run_of_everything_beyond_the_paper_exports_to_timm(imagenet, data, tmp_path):

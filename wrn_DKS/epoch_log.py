@@ -11,6 +11,7 @@ from options import Config
 from run_folder import Log
 from synergy import Losses
 
+LOG = "log.txt"
 PREFIX = "json_stats: "  # the released code's
 Results = dict[str, Result]  # of one epoch: "train" and, if it was tested, "test"
 
@@ -22,7 +23,7 @@ class EpochLog:
         # Takes seconds to import, and only the process that writes needs it.
         from torch.utils.tensorboard import SummaryWriter
 
-        self._log = Log(folder / "log.txt", PREFIX)
+        self._log = Log(folder / LOG, PREFIX)
         self._log.cut(epoch)
         self._config = config
         self._classes = classes

@@ -19,12 +19,12 @@ from command_line import DTYPES, Refused, Stopped, exit_status
 from data import Dataset, load_dataset
 from distributed import barrier, print_once, processes, rank
 from engine import Result, Trainer
-from epoch_log import EpochLog, classifier_names
+from epoch_log import LOG, EpochLog, classifier_names
 from loader import AugmentedBatches, Batches
 from metrics import cost
 from options import Config, parse
 from progress import Progress
-from run_folder import CHECKPOINT, LOCK, held
+from run_folder import CHECKPOINT, LOCK, held, refuse_own_file
 from run_state import network_content, read, resume, save_run
 from schedule import StepSchedule
 from synergy import SynergyLoss
@@ -61,6 +61,8 @@ def evaluate(config: Config, device: torch.device) -> None:
 def train(config: Config, device: torch.device) -> None:
     """Train to the last epoch, from the start or from a checkpoint."""
     folder = run_folder(config)
+    if config.export is not None:
+        refuse_own_file("--export", config.export, folder, LOG)
     with held(folder) if rank() == 0 else nullcontext():
         barrier()  # the others go on once the folder is held
         path = checkpoint_to_resume(config, folder)
@@ -68,13 +70,16 @@ def train(config: Config, device: torch.device) -> None:
         data = load_dataset(config.dataset, config.dataroot, config.image_size, config.nthread)
         trainer = build(config, data, device, branches=config.method != "baseline")
         first = resume(saved, trainer, config, data.facts) if saved else 0
+        if saved:
+            print_once(f"resumed from {path}: {first} epochs done")
         if first >= config.epochs:
             print_once(f"all of the {config.epochs} epochs are done")
         print_once(f"on {device}, {config.dtype}, into {folder}")
         try:
             test = train_epochs(config, trainer, data, folder, first)
         except Stopped:
-            print_once(f"to go on: the same command with --save {folder} --resume auto")
+            saved_run = f" with --save {folder} --resume auto"
+            print_once(f"to go on: the same command{saved_run * (folder / CHECKPOINT).exists()}")
             raise
         print_errors(test)
         export(config, trainer, data)
@@ -105,7 +110,7 @@ def checkpoint_to_resume(config: Config, folder: Path) -> Path | None:
     if config.resume == "auto":
         return own if own.exists() else None
     resumed = Path(config.resume) if config.resume else None
-    holds_run = own.exists() or (folder / "log.txt").exists()
+    holds_run = own.exists() or (folder / LOG).exists()
     if holds_run and (resumed is None or resumed.resolve().parent != folder.resolve()):
         raise Refused(
             f"--save {folder} holds a run; go on with it by --resume auto, or choose another folder"

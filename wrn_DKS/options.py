@@ -4,10 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from command_line import DTYPES, Refused, require_file_name
+from command_line import DTYPES, Refused, require_file, require_file_name
 from data import IMAGE_SIZES
 from flags import build_parser
-from run_folder import CHECKPOINT
 from wide_resnet import blocks_per_group, group_channels
 
 
@@ -98,12 +97,10 @@ def check_files(config: Config) -> Config:
         raise Refused("--evaluate needs --resume FILE, the checkpoint to evaluate")
     if config.resume == "auto" and config.save is None:
         raise Refused("--resume auto looks for the checkpoint in --save DIR; give that too")
+    if config.resume not in ("", "auto"):
+        require_file("--resume", Path(config.resume), "a checkpoint")
     if config.export is not None:
         if config.export.exists():
             raise Refused(f"--export {config.export}: already there; choose another name")
         require_file_name("--export", config.export)
-        if config.save and config.export == config.save / CHECKPOINT:
-            raise Refused(
-                f"--export {config.export}: the run's own checkpoint; choose another name"
-            )
     return config

@@ -16,7 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from command_line import Parser, Refused, exit_status
-from epoch_log import PREFIX
+from epoch_log import LOG, PREFIX
 from options import DECISIVE
 from run_folder import Log
 from synergy import METHODS
@@ -64,7 +64,7 @@ def tested(run: Run) -> Run:
 
 def read_runs(folder: Path) -> list[Run]:
     """The logs in the folder and below it that hold at least one tested epoch."""
-    logs = sorted(folder.rglob("log.txt")) if folder.is_dir() else []
+    logs = sorted(folder.rglob(LOG)) if folder.is_dir() else []
     runs = [records for path in logs if tested(records := Log(path, PREFIX).records())]
     if not runs:
         found = "no log.txt of a tested run in it" if folder.is_dir() else "no such folder"

@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from checkpoint import sync_folder
+from checkpoint import write_whole
 from command_line import Refused
 
 CHECKPOINT = "checkpoint.pt"
@@ -40,6 +40,12 @@ def held(folder: Path) -> Iterator[None]:
         yield
 
 
+def refuse_own_file(flag: str, path: Path, folder: Path, log: str) -> None:
+    """Refuse a path, however it is spelled, that is one of the run's own files in `folder`."""
+    if path.resolve() in [(folder / name).resolve() for name in (CHECKPOINT, LOCK, log)]:
+        raise Refused(f"{flag} {path}: the run's own file; choose another name")
+
+
 class Log:
     """A file with one JSON record a line; `epoch` in it counts finished epochs."""
 
@@ -63,10 +69,7 @@ class Log:
         if not self.path.exists():
             return
         kept = "".join(line for line in self._lines() if self._record(line)["epoch"] <= epoch)
-        temporary = self.path.with_name(self.path.name + ".tmp")
-        temporary.write_text(kept)
-        os.replace(temporary, self.path)
-        sync_folder(self.path.parent)
+        write_whole(self.path, lambda file: file.write(kept.encode()))
 
     def records(self) -> list[dict]:
         """Every whole record of the file."""

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from command_line import Parser, Refused, exit_status, number, signals_wait
+from epoch_log import LOG
 from progress import duration
 from study_data import prepare_data
 from study_log import keep, log_path, read_run, read_study
@@ -62,7 +63,9 @@ def study(options: argparse.Namespace) -> None:
     if missing:
         dataroot = prepare_data(preset, options.data, options.out)
         logs.mkdir(parents=True, exist_ok=True)
-        failed = train(missing, preset, Folders(dataroot, options.out, logs), options.jobs)
+        failed = train(
+            missing, preset, Folders(dataroot, options.out / options.preset, logs), options.jobs
+        )
         if failed:
             raise Refused(
                 f"{len(failed)} of {len(missing)} runs failed: {', '.join(failed)}; the same "
@@ -99,7 +102,7 @@ def train(runs: Sequence[Run], preset: Preset, folders: Folders, jobs: int) -> l
                     failed.append(run.name)
                     outcome = f"FAILED {run.name} after {took}: {reason(run, folders)}"
                 else:
-                    keep(save_of(run, folders) / "log.txt", log_path(folders.logs, run))
+                    keep(save_of(run, folders) / LOG, log_path(folders.logs, run))
                     outcome = f"done {run.name} in {took}: {errors(run, preset, folders)}"
                 print(f"{outcome} ({len(waiting) + len(running)} to go)", flush=True)
     finally:
