@@ -19,6 +19,7 @@ class Classifier(NamedTuple):
     model: nn.Module  # in evaluation mode; gives a tuple of logits
     outputs: int  # number of classes, K
     class_names: list[str] | None  # in the order of the outputs, where they are known
+    image_size: int | None = None  # pixels, of its training, where it is known
 
 
 class OneClassifier(nn.Module):
@@ -63,7 +64,7 @@ def load_classifier(arch: str, path: Path, branches: bool = False) -> Classifier
     if found.class_names is not None and len(set(found.class_names)) != outputs:
         names = len(set(found.class_names))
         raise Refused(f"{path}: {names} different class names in it for {outputs} outputs")
-    return Classifier(as_tuple(network.eval()), outputs, found.class_names)
+    return Classifier(as_tuple(network.eval()), outputs, found.class_names, found.image_size)
 
 
 def load_torchvision(arch: str, name: str) -> Classifier:

@@ -75,6 +75,12 @@ def load(config: Config, checkpoint: Path | None) -> Classifier:
     if checkpoint is None:
         return load_torchvision(config.arch, config.torchvision_weights)
     classifier = load_classifier(config.arch, checkpoint, config.branches)
+    trained = classifier.image_size
+    if trained not in (None, config.image_size):
+        print_once(
+            f"note: trained on images of {trained} pixels, used on {config.image_size}; "
+            f"--image-size {trained} is as in training"
+        )
     if config.arch in resnet.NETWORKS:
         for what, branches in (("to use", False), ("to train with DKS", True)):
             size = cost(

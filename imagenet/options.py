@@ -49,6 +49,8 @@ def parse(argv: Sequence[str] | None = None) -> Config:
     check_task(config)
     if config.json:
         require_file_name("--json", config.json)
+        if config.model_path and config.json.resolve() == config.model_path.resolve():
+            raise Refused(f"--json {config.json}: the checkpoint itself; choose another name")
     return config
 
 

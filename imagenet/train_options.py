@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from command_line import DTYPES, Refused, require_file, require_file_name
+from run_folder import CHECKPOINT
 from train_flags import build_parser
 
 # What a resumed run may change. The places of things, and how fast they go; and the number of
@@ -81,6 +82,8 @@ def parse(argv: Sequence[str] | None = None) -> Config:
         )
     if config.resume not in ("", "auto"):
         require_file("--resume", Path(config.resume), "a checkpoint")
+    if config.export and config.export.name == CHECKPOINT:
+        raise Refused(f"--export {config.export}: a run's checkpoint has that name; choose another")
     # --save is made if need be.
     if config.export and config.export.resolve().parent != config.save.resolve():
         require_file_name("--export", config.export)

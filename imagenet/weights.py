@@ -33,6 +33,7 @@ class Checkpoint(NamedTuple):
     weights: dict[str, Tensor]
     class_names: list[str] | None  # in the order of the outputs, where the file has them
     arch: str | None  # likewise
+    image_size: int | None  # pixels, of its training, likewise
 
 
 def read(path: Path) -> Checkpoint:
@@ -67,7 +68,9 @@ def read(path: Path) -> Checkpoint:
     are_names = isinstance(names, list) and all(isinstance(name, str) for name in names)
     if not (names is None or are_names) or not isinstance(arch, str | None):
         raise Refused(f"{path}: its class_names or arch are no names; use another copy of it")
-    return Checkpoint(part, weights, names, arch)
+    options = around.get("options")
+    size = options.get("image_size") if isinstance(options, Mapping) else None
+    return Checkpoint(part, weights, names, arch, size if isinstance(size, int) else None)
 
 
 def own_name(name: str) -> str:

@@ -223,6 +223,7 @@ def test_weights_of_torchvisions_own(run, imagenet, data, monkeypatch):
         (["DATA", *NETWORK, "WEIGHTS", "--json", "nowhere/a.json"], "make it first"),
         (["DATA", *NETWORK, "WEIGHTS", "--json", "/dev/null"], "no file"),
         (["DATA", *NETWORK, "WEIGHTS", "--json", ""], "no file"),
+        (["DATA", *NETWORK, "WEIGHTS", "--json", "WEIGHTS"], "the checkpoint itself"),
         (["DATA", *NETWORK, "WEIGHTS", "--predict", "a.png"], "leave out a data folder"),
         ([*NETWORK, "WEIGHTS", "--json", "a.json", "--predict", "a.png"], "leave out --json"),
         ([*NETWORK, "WEIGHTS", "--predict", "nowhere.png"], "nowhere.png: no such file"),
@@ -242,6 +243,13 @@ def test_bad_input_is_refused_in_one_line(run, weights, data, arguments, message
     status, out, err = run(*(places.get(word, word) for word in arguments))
     assert status == 2 and "Error rate" not in out
     assert message in err and err.startswith("error: ") and err.count("\n") == 1
+
+
+@pytest.mark.parametrize("size", [32, 64])
+def test_another_image_size_than_in_training_is_said(run, weights, data, tmp_path, size):
+    content = {"model": torch.load(weights), "options": {"image_size": size}}
+    status, out, _ = run(*NETWORK, save(tmp_path / "a.pth", content), data)
+    assert status == 0 and ("--image-size 64 is as in training" in out) == (size == 64)
 
 
 def test_images_of_a_size_that_the_network_cannot_take(run, data, tmp_path):

@@ -82,7 +82,7 @@ def read_run(folder: Path, run: Run, preset: Preset) -> Logged | None:
         if options.get(key) != value:
             raise Refused(
                 f"{path}: a run with {key} {options.get(key)}, not {value}; give --logs another "
-                "folder, or remove the file to have it run anew"
+                "folder"
             )
     done = epochs and epochs[-1]["epoch"] == config.epochs
     return Logged(options, epochs) if done else None

@@ -194,7 +194,11 @@ def add_plan_flags(parser: argparse.ArgumentParser) -> None:
     plan.add_argument("--depth", type=number(int, 10), help="6n + 4 (the preset's)")
     plan.add_argument("--width", type=number(float, 1 / 16), help="of the network (the preset's)")
     plan.add_argument(
-        "--logs", type=Path, metavar="DIR", help=f"the study's logs (in {LOGS.name}/PRESET)"
+        "--logs",
+        type=Path,
+        metavar="DIR",
+        help="the study's logs; another folder for "
+        f"another plan, or to run it anew with another --out ({LOGS.name}/PRESET)",
     )
 
 
