@@ -78,8 +78,9 @@ def train(config: Config, device: torch.device) -> None:
         try:
             test = train_epochs(config, trainer, data, folder, first)
         except Stopped:
-            saved_run = f" with --save {folder} --resume auto"
-            print_once(f"to go on: the same command{saved_run * (folder / CHECKPOINT).exists()}")
+            saved_one = (folder / CHECKPOINT).exists()
+            more = f" with --save {folder} --resume auto" if saved_one else ""
+            print_once(f"to go on: the same command{more}")
             raise
         print_errors(test)
         export(config, trainer, data)
