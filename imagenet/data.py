@@ -1,64 +1,35 @@
-"""From image files to batches for evaluation: preprocessing, data set, loader."""
+"""The images to train and evaluate on: the files of a data folder as data sets."""
 
-import signal
+import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Subset
-from torchvision import transforms
-from torchvision.transforms import InterpolationMode
+from torch.utils.data import Dataset
 
-from command_line import Refused
-from distributed import shard, world_size
-from images import read_rgb
+from common.command_line import UserError
+from common.distributed import print_once
+from common.images import list_images, read_rgb
+from presets import evaluation_transform, training_transform
+from validation_set import class_indices, find_images
 
-# Means and standard deviations of the channels of ImageNet's training images, in [0, 1].
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
-
-RESIZES = ("square", "shorter-side")
-UNREADABLE = -1  # the label of an image that was skipped; no class has it
-
-
-def evaluation_transform(
-    image_size: int = 224, resize: str = "square"
-) -> Callable[[Image.Image], Tensor]:
-    """The evaluation preprocessing: resize, centre crop, normalise.
-
-    Args:
-        image_size: pixels on each side of the crop, S. The size before it is S * 256 / 224.
-        resize: `square` brings both sides to that size and so gives up the aspect ratio, as the
-            released code does; `shorter-side` brings the shorter one there, the usual way.
-
-    Returns:
-        A function from an RGB image to a float32 tensor (3, S, S).
-    """
-    before = round(image_size * 256 / 224)
-    return transforms.Compose(
-        [
-            transforms.Resize(
-                (before, before) if resize == "square" else before, InterpolationMode.BICUBIC
-            ),
-            transforms.CenterCrop(image_size),
-            transforms.ToTensor(),
-            transforms.Normalize(IMAGENET_MEAN, IMAGENET_STD),
-        ]
-    )
+UNREADABLE = -1  # label of an image that was skipped; no class has it
 
 
 class ImageFiles(Dataset):
-    """Pairs of a transformed image and its label, read from files.
+    """Image files as pairs of a transformed image and its label.
 
     Args:
         paths: N image files.
         labels: N class indices.
-        transform: from a PIL image, RGB, to a tensor.
-        skip_unreadable: give a file that can't be decoded the label `UNREADABLE`, and a blank
-            image, where otherwise it raises `Refused`.
+        transform: from an RGB image to a tensor.
+        skip_unreadable: return a blank image labelled `UNREADABLE` for a file that cannot be
+            decoded, instead of raising `UserError`.
     """
 
     def __init__(
@@ -79,78 +50,90 @@ class ImageFiles(Dataset):
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         try:
             image, label = read_rgb(self.paths[index]), self.labels[index]
-        except Refused as refusal:
+        except UserError as error:
             if not self.skip_unreadable:
                 raise
-            print(f"skipped: {refusal}", file=sys.stderr)
+            print(f"skipped: {error}", file=sys.stderr)
             image, label = Image.new("RGB", (1, 1)), UNREADABLE
         return self.transform(image), label
 
 
-def leave_signals_to_the_main_process(worker: int) -> None:
-    """A terminal or a scheduler signals every process, but one answer to it is enough.
+class AugmentedDataset(Dataset):
+    """Image files whose augmentation is a function of (seed, epoch, index).
 
-    The main process asks its workers to end by other means. Should that fail, SIGTERM is its
-    last resort, and so is obeyed after a while.
+    An image therefore looks the same in every worker and process, and in a resumed run.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(30))
+
+    def __init__(self, files: ImageFiles, seed: int):
+        self._files = files
+        self._seed = seed
+
+    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, int]:
+        """Return the image and label of a key (epoch, index)."""
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(derived_seed(self._seed, *key))
+            return self._files[key[1]]
 
 
-def evaluation_loader(
-    dataset: Dataset,
-    batch_size: int,
-    workers: int,
-    device: torch.device,
-    prepare_worker: Callable[[int], None] = leave_signals_to_the_main_process,
-) -> DataLoader:
-    """Batches, in order, of this process's share of the data set; no image is given out twice.
+def derived_seed(seed: int, *key: int) -> int:
+    """Return a seed that is a function of these numbers alone and differs between keys."""
+    return int(np.random.SeedSequence(seed, spawn_key=key).generate_state(1, np.uint64)[0])
 
-    Args:
-        dataset: anything with a length; `ImageFiles`, as a rule.
-        batch_size: images in a batch, over all processes.
-        workers: processes that read images, for each process of the run; 0 reads in this one.
-        device: where the batches will go.
-        prepare_worker: called with its number in each of these processes as it starts.
+
+class ImageSets(NamedTuple):
+    """The training and the validation images, of the same classes."""
+
+    class_names: list[str]  # in the order of the labels
+    train: ImageFiles  # uint8 images, randomly augmented
+    validation: ImageFiles  # float32 images, normalized
+
+
+def find_image_sets(
+    data: Path, val_labels: Path | None, image_size: int, augmentation: str
+) -> ImageSets:
+    """List the images of `data/train` and `data/val` without reading them.
+
+    The classes are the folders of `train` in alphabetical order. Validation images are labelled
+    by the names of their classes, some of which may be missing.
 
     Raises:
-        Refused: there are fewer images than processes.
+        UserError: a folder is missing or empty, there is only one class, or a class of `val` is
+            not one of `train`.
     """
-    count = len(dataset)
-    if count < world_size():
-        raise Refused(
-            f"{count} image(s) for {world_size()} processes: each needs one; start fewer processes"
+    found = list_images(data / "train")
+    if found.others:
+        print_once(f"{data / 'train'}: skipped {found.others} file(s) that are not images")
+    if len(found.classes) < 2:
+        raise UserError(
+            f"{data / 'train'}: only one class, {found.classes[0]}; expected two or more"
         )
-    return DataLoader(
-        Subset(dataset, range(*shard(count).indices(count))),
-        batch_size=-(-batch_size // world_size()),
-        num_workers=workers,
-        worker_init_fn=prepare_worker,
-        persistent_workers=workers > 0,
-        pin_memory=device.type == "cuda",
+    validation = find_images(data, val_labels)
+    for remark in validation.remarks:
+        print_once(f"{data / 'val'}: {remark}")
+    labels = class_indices(validation.names, found.classes, len(found.classes))
+    return ImageSets(
+        found.classes,
+        ImageFiles(
+            PathArray(found.paths),
+            np.array(found.labels),
+            training_transform(augmentation, image_size),
+        ),
+        ImageFiles(validation.paths, labels, evaluation_transform(image_size)),
     )
 
 
-def batches(loader: DataLoader, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
-    """The loader's batches on `device`: images (B, 3, S, S), channels last, and labels (B,).
+class PathArray(Sequence):
+    """File names in one block of memory.
 
-    Raises:
-        Refused: an image can't be read, or a process that reads them was killed.
+    A list of a million Python objects would be copied page by page into each worker, because
+    reading them changes their reference counts.
     """
-    try:
-        for images, labels in loader:
-            images = images.to(device, non_blocking=True, memory_format=torch.channels_last)
-            yield images, labels.to(device, non_blocking=True)
-    except Refused as refusal:
-        # From a worker it comes with the worker's traceback before it. The traceback here is in a
-        # cycle of references, which would keep the loader, and so its workers, from ending.
-        reason = str(refusal).rsplit("Refused: ", 1)[-1]
-        raise Refused(reason) from refusal.with_traceback(None)
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
-            raise
-        raise Refused(
-            "a process that reads images was killed, for want of memory as a rule; "
-            "use a smaller -j or -b"
-        ) from error
+
+    def __init__(self, paths: Sequence[Path]):
+        self._names = np.array([os.fsencode(path) for path in paths])
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def __getitem__(self, index: int) -> Path:
+        return Path(os.fsdecode(self._names[index]))

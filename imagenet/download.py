@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 import torch
 
-from classifier import load_classifier
-from command_line import Refused, one_line
+from common.command_line import UserError, one_line
+from pretrained import load_model
 
 
 class Released(NamedTuple):
@@ -46,17 +46,17 @@ def fetch(arch: str, address: str | None = None, timeout_s: float = 60) -> Path:
         timeout_s: how long the server may stay silent.
 
     Raises:
-        Refused: nothing was released for `arch`, or what came is not a checkpoint of it.
+        UserError: nothing was released for `arch`, or what came is not a checkpoint of it.
     """
     if arch not in RELEASED:
-        raise Refused(f"-a {arch}: weights were released for {', '.join(RELEASED)}; use one")
+        raise UserError(f"-a {arch}: weights were released for {', '.join(RELEASED)}; use one")
     file = RELEASED[arch]
     target = Path(torch.hub.get_dir()) / "checkpoints" / f"dks_{arch}.pth"
     if target.is_file():
         try:
-            load_classifier(arch, target)
-        except Refused as refusal:
-            raise Refused(f"{refusal} (or remove it, to have it fetched again)") from refusal
+            load_model(arch, target)
+        except UserError as refusal:
+            raise UserError(f"{refusal} (or remove it, to have it fetched again)") from refusal
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
     # gdown leaves what it has of a broken download; the temporary folder takes that along.
@@ -65,11 +65,11 @@ def fetch(arch: str, address: str | None = None, timeout_s: float = 60) -> Path:
         try:
             download(address or file.address, arrived, timeout_s)
             refuse_web_page(arrived)
-            load_classifier(arch, arrived)
-        except Refused as refusal:
+            load_model(arch, arrived)
+        except UserError as refusal:
             # Not the name of a file that is about to go.
             reason = str(refusal).replace(str(arrived), "what arrived").rstrip(".")
-            raise Refused(
+            raise UserError(
                 f"the weights of {arch} could not be fetched: {reason}. Fetch {file.page} "
                 f"({file.size_mib} MiB) with a browser and give the file as --model_path"
             ) from refusal
@@ -82,20 +82,20 @@ def download(address: str, path: Path, timeout_s: float) -> None:
     try:
         import gdown
     except ImportError as error:
-        raise Refused("it needs a package: pip install gdown") from error
+        raise UserError("it needs a package: pip install gdown") from error
     try:
         # Without cookies gdown touches no file in the home folder. Its bar is for terminals.
         quiet = not sys.stderr.isatty()
         gdown.download(address, str(path), quiet=quiet, use_cookies=False, timeout=timeout_s)
     except Exception as error:  # its own, those of requests, and OSError
         reason = one_line(error, 200).partition("The received bytes are kept")[0].strip()
-        raise Refused(reason) from error
+        raise UserError(reason) from error
     if not path.is_file():
-        raise Refused(f"nothing arrived from {address}")
+        raise UserError(f"nothing arrived from {address}")
 
 
 def refuse_web_page(path: Path) -> None:
     with open(path, "rb") as file:
         start = file.read(200).lstrip().lower()
     if start.startswith((b"<!doctype html", b"<html")):
-        raise Refused("a web page came in place of the file, as when Drive's quota is spent")
+        raise UserError("a web page came in place of the file, as when Drive's quota is spent")

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 
-class Average:
+class ModelEma:
     """A copy of a network whose weights follow the original's: w <- decay w + (1 - decay) own.
 
     The running statistics of batch normalisation are averaged too, since the averaged weights

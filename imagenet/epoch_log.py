@@ -15,8 +15,8 @@ from pathlib import Path
 
 from torch import Tensor
 
+from common.run_folder import Log
 from evaluate import Scores
-from run_folder import Log
 from synergy import Losses
 from train_options import Config
 
@@ -37,7 +37,7 @@ class EpochLog:
         from torch.utils.tensorboard import SummaryWriter
 
         self._log = Log(folder / LOG)
-        self._log.cut(epoch)
+        self._log.truncate_after(epoch)
         self._writer = SummaryWriter(folder, purge_step=step + 1)
 
     def write(self, config: Config, epoch: int, step: int, measured: dict) -> None:

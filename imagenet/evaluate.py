@@ -1,4 +1,4 @@
-"""Score a network on labelled images: the errors of every classifier and of their average."""
+"""Run a model on images: errors of every classifier and of their ensemble, or predictions."""
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
@@ -8,11 +8,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from tqdm import tqdm
 
-from command_line import Refused, lacks_memory, one_line
-from data import batches
-from metrics import Sums, topk_correct
+from common.command_line import UserError, is_out_of_memory, one_line
+from common.metrics import MetricSums, topk_correct
+from loader import device_batches
 
 
 class Errors(NamedTuple):
@@ -38,9 +37,9 @@ def refuse_too_large_batches() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if not lacks_memory(error):
+        if not is_out_of_memory(error):
             raise
-        raise Refused(
+        raise UserError(
             f"not enough memory for a batch ({one_line(error, 150)}); use a smaller batch size "
             "(-b) or --dtype bfloat16"
         ) from error
@@ -66,24 +65,53 @@ def evaluate(
             far; calling that waits for the device.
 
     Raises:
-        Refused: an image can't be read, the device's memory is too small for a batch, the
+        UserError: an image can't be read, the device's memory is too small for a batch, the
             network's outputs are not finite, or no image was scored.
     """
     model.eval()
-    sums = Sums(device)
-    for images, labels in batches(loader, device):
-        sums.add(**counts(forward(model, images, dtype), labels))
+    sums = MetricSums(device)
+    for images, labels in device_batches(loader, device):
+        sums.add(**batch_counts(forward(model, images, dtype), labels))
         if progress:
             progress(lambda: scores(sums.totals(all_processes=False)))
     totals = sums.totals()
     if totals["not_finite"]:
-        raise Refused(
+        raise UserError(
             f"the network's outputs are not finite on {int(totals['not_finite'])} image(s): "
             "use --dtype bfloat16 or float32 if this was float16, else another checkpoint"
         )
     if not totals["images"]:
-        raise Refused(f"none of the {int(totals['unreadable'])} images could be read")
+        raise UserError(f"none of the {int(totals['unreadable'])} images could be read")
     return scores(totals)
+
+
+@refuse_too_large_batches()
+@torch.no_grad()
+def predict(
+    model: nn.Module, loader: DataLoader, device: torch.device, dtype: torch.dtype, count: int = 5
+) -> list[list[tuple[int, float]]]:
+    """Return the `count` most likely classes of each image, (index, probability), best first.
+
+    Args:
+        model: maps images (B, 3, S, S) to a tuple of logits (B, K), of which the first is used.
+        loader: of the images; its labels are ignored.
+        device: of the model.
+        dtype: of convolutions and matrix products.
+        count: number of classes to return, K at most.
+
+    Raises:
+        UserError: an image cannot be read, or a batch does not fit in the device's memory.
+    """
+    model.eval()
+    found = []
+    for images, _ in device_batches(loader, device):
+        probabilities = forward(model, images, dtype)[0].float().softmax(-1)
+        best = probabilities.topk(min(count, probabilities.shape[1]))
+        found += [
+            list(zip(indices, values, strict=True))
+            for indices, values in zip(best.indices.tolist(), best.values.tolist(), strict=True)
+        ]
+    return found
 
 
 @torch.no_grad()
@@ -92,7 +120,7 @@ def check_image_size(model: nn.Module, image_size: int, device: torch.device) ->
     try:
         model(torch.zeros(1, 3, image_size, image_size, device=device))
     except (AssertionError, RuntimeError) as error:
-        raise Refused(
+        raise UserError(
             f"--image-size {image_size}: the network can't take such images "
             f"({one_line(error, 150)}); use the size it was trained with"
         ) from error
@@ -104,7 +132,7 @@ def forward(model: nn.Module, images: Tensor, dtype: torch.dtype) -> tuple[Tenso
         return model(images)
 
 
-def counts(logits: Sequence[Tensor], labels: Tensor) -> dict[str, Tensor]:
+def batch_counts(logits: Sequence[Tensor], labels: Tensor) -> dict[str, Tensor]:
     """What one batch adds to the sums.
 
     Args:
@@ -117,8 +145,8 @@ def counts(logits: Sequence[Tensor], labels: Tensor) -> dict[str, Tensor]:
     """
     stacked = torch.stack(tuple(logits)).float()  # (N, B, K)
     # Softmax can round different logits to equal probabilities: one classifier needs none.
-    average = stacked.softmax(-1).mean(0, keepdim=True) if len(stacked) > 1 else stacked
-    ranked = torch.cat([stacked, average])
+    ensemble = stacked.softmax(-1).mean(0, keepdim=True) if len(stacked) > 1 else stacked
+    ranked = torch.cat([stacked, ensemble])
     return {
         "top1": torch.stack([topk_correct(each, labels, 1) for each in ranked]),
         "top5": torch.stack([topk_correct(each, labels, 5) for each in ranked]),
@@ -136,34 +164,3 @@ def scores(totals: dict[str, Tensor]) -> Scores:
         for pair in zip(totals["top1"], totals["top5"], strict=True)
     ]
     return Scores(tuple(wrong[:-1]), wrong[-1], images, int(totals["unreadable"]))
-
-
-class Bar:
-    """A progress bar with the running errors of this process's images; `evaluate` calls it.
-
-    Args:
-        batches: how many there will be.
-        every: batches between refreshes, each of which waits for the device.
-        shown: False makes it do nothing, for all processes but one.
-    """
-
-    def __init__(self, batches: int, every: int, shown: bool = True):
-        self._bar = tqdm(total=batches, unit="batch", disable=not shown)
-        self._every = every
-        self._done = 0
-
-    def __enter__(self) -> "Bar":
-        return self
-
-    def __exit__(self, *exception) -> None:
-        self._bar.close()
-
-    def __call__(self, scores_so_far: Callable[[], Scores]) -> None:
-        self._done += 1
-        if self._bar.disable or (self._done % self._every and self._done < self._bar.total):
-            return
-        errors = scores_so_far().classifiers[0]
-        self._bar.set_postfix_str(
-            f"top-1 {errors.top1:.2f}%, top-5 {errors.top5:.2f}%", refresh=False
-        )
-        self._bar.update(self._done - self._bar.n)

@@ -11,45 +11,48 @@ IMAGENET is the folder that contains val/. ResNet-152 should come to the paper's
 import sys
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
 
 import resnet
 import results
-from classifier import Classifier, load_classifier, load_torchvision
-from command_line import DTYPES, Refused, exit_status, require_file
-from data import ImageFiles, evaluation_loader, evaluation_transform
-from distributed import barrier, print_once, processes, rank, world_size
+from common.command_line import DTYPES, UserError, exit_status, require_file
+from common.distributed import barrier, distributed_context, print_once, rank, world_size
+from common.metrics import cost
+from data import ImageFiles
 from download import fetch
-from evaluate import Bar, Scores, check_image_size, evaluate
-from metrics import cost
+from evaluate import Scores, check_image_size, evaluate, predict
+from loader import WorkerSignalGuard, evaluation_loader
 from options import Config, parse
-from predict import class_titles, predict
-from validation_set import NamedImages, class_indices, find_images
+from presets import evaluation_transform
+from pretrained import LoadedModel, load_model, load_torchvision
+from progress import EvaluationProgress
+from validation_set import NamedImages, class_indices, class_titles, find_images
 from weights import sha256
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line, the process's own if `argv` is None; returns the exit status."""
+    """Run the command line and return the exit status."""
     return exit_status(lambda: run(parse(argv)))
 
 
 def run(config: Config) -> None:
-    with processes(config.device) as device:
+    with distributed_context(config.device) as device, WorkerSignalGuard() as workers:
         images = find_images(config.data, config.val_labels) if config.data else None
         checkpoint = find_checkpoint(config)
         if config.download_only:
             return
-        classifier = load(config, checkpoint)
-        classifier.model.to(device, memory_format=torch.channels_last)
-        check_image_size(classifier.model, config.image_size, device)
+        loaded = load(config, checkpoint)
+        loaded.model.to(device, memory_format=torch.channels_last)
+        check_image_size(loaded.model, config.image_size, device)
         if config.predict:
-            print_predictions(config, classifier, device)
+            print_predictions(config, loaded, device, workers)
             return
-        started = time.perf_counter()
-        scores = score(config, classifier, images, device)
-        seconds = time.perf_counter() - started
+        start = time.perf_counter()
+        scores = score(config, loaded, images, device, workers)
+        seconds = time.perf_counter() - start
         if rank() == 0:
             if config.json:
                 results.write(config, checkpoint, scores, seconds)
@@ -57,10 +60,10 @@ def run(config: Config) -> None:
 
 
 def find_checkpoint(config: Config) -> Path | None:
-    """The file to load, downloaded if it is a released one; None for torchvision's weights."""
+    """Return the file to load, downloading released weights; None for torchvision's weights."""
     path = config.model_path
     if config.pretrained or config.download_only:
-        # One process downloads; after it those of other machines, which have their own cache.
+        # One process downloads first, then those of other machines, which have their own cache.
         path = fetch(config.arch) if rank() == 0 else None
         barrier()
         path = path or fetch(config.arch)
@@ -70,56 +73,59 @@ def find_checkpoint(config: Config) -> Path | None:
     return path
 
 
-def load(config: Config, checkpoint: Path | None) -> Classifier:
-    """The network with its weights; prints what the branches cost, which are for training."""
+def load(config: Config, checkpoint: Path | None) -> LoadedModel:
+    """Load the model; print its cost for inference and for training with branches."""
     if checkpoint is None:
         return load_torchvision(config.arch, config.torchvision_weights)
-    classifier = load_classifier(config.arch, checkpoint, config.branches)
-    trained = classifier.image_size
-    if trained not in (None, config.image_size):
+    loaded = load_model(config.arch, checkpoint, config.branches)
+    if loaded.image_size not in (None, config.image_size):
         print_once(
-            f"note: trained on images of {trained} pixels, used on {config.image_size}; "
-            f"--image-size {trained} is as in training"
+            f"note: trained on images of {loaded.image_size} pixels, evaluated on "
+            f"{config.image_size}; --image-size {loaded.image_size} matches training"
         )
     if config.arch in resnet.NETWORKS:
-        for what, branches in (("to use", False), ("to train with DKS", True)):
-            size = cost(
-                lambda branches=branches: resnet.build(config.arch, branches, classifier.outputs),
-                config.image_size,
-            )
-            print_once(f"{config.arch} {what}: {size}")
-        if config.dtype != "float32":  # there every last bit stays that of training
-            resnet.fold_batch_norms(classifier.model)
-    return classifier
+        network = partial(resnet.build, config.arch, num_classes=loaded.num_classes)
+        for purpose, branches in (("inference", False), ("training with DKS", True)):
+            size = cost(partial(network, branches), config.image_size)
+            print_once(f"{config.arch} for {purpose}: {size}")
+        if config.dtype != "float32":  # in float32 the logits equal training's, bit for bit
+            resnet.fold_batch_norms(loaded.model)
+    return loaded
 
 
 def score(
-    config: Config, classifier: Classifier, images: NamedImages, device: torch.device
+    config: Config,
+    loaded: LoadedModel,
+    images: NamedImages,
+    device: torch.device,
+    workers: WorkerSignalGuard,
 ) -> Scores:
-    """Evaluate the network on the images of the validation set."""
+    """Evaluate the model on the images of the validation set."""
     for remark in images.remarks:
         print_once(f"{config.data / 'val'}: {remark}")
     dataset = ImageFiles(
         images.paths,
-        class_indices(images.names, classifier.class_names, classifier.outputs),
+        class_indices(images.names, loaded.class_names, loaded.num_classes),
         evaluation_transform(config.image_size, config.resize),
         config.skip_unreadable,
     )
-    loader = evaluation_loader(dataset, config.batch_size, config.workers, device)
-    with Bar(len(loader), config.print_freq, shown=rank() == 0) as bar:
-        return evaluate(classifier.model, loader, device, DTYPES[config.dtype], bar)
+    loader = evaluation_loader(dataset, config.batch_size, config.workers, device, workers)
+    with EvaluationProgress(len(loader), config.print_freq, shown=rank() == 0) as progress:
+        return evaluate(loaded.model, loader, device, DTYPES[config.dtype], progress)
 
 
-def print_predictions(config: Config, classifier: Classifier, device: torch.device) -> None:
-    """Print the five likeliest classes of each image that was given."""
+def print_predictions(
+    config: Config, loaded: LoadedModel, device: torch.device, workers: WorkerSignalGuard
+) -> None:
+    """Print the five most likely classes of each given image."""
     if world_size() > 1:
-        raise Refused("--predict: start it as one process, without torchrun")
+        raise UserError("--predict runs in one process; start it without torchrun")
     transform = evaluation_transform(config.image_size, config.resize)
     unlabelled = ImageFiles(config.predict, [0] * len(config.predict), transform)
-    loader = evaluation_loader(unlabelled, config.batch_size, config.workers, device)
-    titles = class_titles(classifier.class_names, classifier.outputs)
-    found = predict(classifier.model, loader, device, DTYPES[config.dtype])
-    for path, classes in zip(config.predict, found, strict=True):
+    loader = evaluation_loader(unlabelled, config.batch_size, config.workers, device, workers)
+    titles = class_titles(loaded.class_names, loaded.num_classes)
+    predictions = predict(loaded.model, loader, device, DTYPES[config.dtype])
+    for path, classes in zip(config.predict, predictions, strict=True):
         print(path)
         for index, probability in classes:
             print(f"  {100 * probability:6.2f}%  {titles[index]}")

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import torchvision
 
-from command_line import DTYPES, Parser, Refused, number, require_file_name
-from data import RESIZES
+from common.command_line import DTYPES, Parser, UserError, bounded_number, require_writable_file
+from presets import RESIZES
 from resnet import NETWORKS
 
 
@@ -41,16 +41,16 @@ def parse(argv: Sequence[str] | None = None) -> Config:
     """Read the command line, the process's own if `argv` is None.
 
     Raises:
-        Refused: a flag is unknown or wrong, or flags contradict each other.
+        UserError: a flag is unknown or wrong, or flags contradict each other.
     """
     values = vars(build_parser().parse_args(argv))
     config = Config(**values | {"predict": tuple(values["predict"])})
     check_network(config)
     check_task(config)
     if config.json:
-        require_file_name("--json", config.json)
+        require_writable_file("--json", config.json)
         if config.model_path and config.json.resolve() == config.model_path.resolve():
-            raise Refused(f"--json {config.json}: the checkpoint itself; choose another name")
+            raise UserError(f"--json {config.json}: the checkpoint itself; choose another name")
     return config
 
 
@@ -58,26 +58,26 @@ def check_network(config: Config) -> None:
     """Refuse an unknown network, or one with no weights or with two kinds."""
     known = torchvision.models.list_models(module=torchvision.models)
     if config.arch not in NETWORKS and config.arch not in known:
-        raise Refused(
+        raise UserError(
             f"-a {config.arch}: expected one of {', '.join(NETWORKS)}, or the name of another "
             "classifier in torchvision, such as resnet34"
         )
     sources = (config.model_path, config.pretrained, config.torchvision_weights)
     given = sum(map(bool, sources)) + (config.download_only and not config.pretrained)
     if given != 1:
-        raise Refused(
+        raise UserError(
             f"{'several kinds of' if given else 'no'} weights given; expected one of "
             "--model_path FILE, --pretrained, --torchvision-weights NAME and --download-only"
         )
     if config.branches and not config.model_path:
-        raise Refused("--branches: only checkpoints given as --model_path have them")
+        raise UserError("--branches: only checkpoints given as --model_path have them")
 
 
 def check_task(config: Config) -> None:
     """Refuse what is none of an evaluation, a prediction and a download, or several of them."""
     if not config.predict and not config.download_only:
         if config.data is None:
-            raise Refused("no data: give the folder that contains val/, or --predict IMAGE …")
+            raise UserError("no data: give the folder that contains val/, or --predict IMAGE …")
         return
     task = "--download-only" if config.download_only else "--predict"
     others = {
@@ -90,7 +90,7 @@ def check_task(config: Config) -> None:
     }
     for name, value in others.items():
         if value:
-            raise Refused(f"{task} evaluates nothing; leave out {name}")
+            raise UserError(f"{task} evaluates nothing; leave out {name}")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -125,7 +125,7 @@ def add_data_flags(group) -> None:
     group.add_argument(
         "--image-size",
         metavar="PIXELS",
-        type=number(int, 8),
+        type=bounded_number(int, 8),
         default=224,
         help="side of the centre crop in pixels; resized to 256/224 of it before",
     )
@@ -139,7 +139,7 @@ def add_data_flags(group) -> None:
         "-j",
         "--workers",
         metavar="N",
-        type=number(int, 0, 1024),
+        type=bounded_number(int, 0, 1024),
         default=min(4, os.cpu_count() or 1),
         help="processes that read images, for each process of the run; 0: none besides it",
     )
@@ -186,7 +186,7 @@ def add_run_flags(group) -> None:
         "-b",
         "--batch-size",
         metavar="N",
-        type=number(int, 1),
+        type=bounded_number(int, 1),
         default=256,
         help="images in a batch, over all processes",
     )
@@ -197,7 +197,7 @@ def add_output_flags(group) -> None:
         "-p",
         "--print-freq",
         metavar="N",
-        type=number(int, 1),
+        type=bounded_number(int, 1),
         default=10,
         help="batches between refreshes of the progress bar",
     )

@@ -12,9 +12,9 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from command_line import Parser, Refused, exit_status, one_line
+from common.command_line import Parser, UserError, exit_status, one_line
+from common.run_folder import Log
 from epoch_log import CLASSIFIERS, LOG
-from run_folder import Log
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -37,14 +37,16 @@ def report(options: argparse.Namespace) -> None:
     """Print the table and draw the figure.
 
     Raises:
-        Refused: one of the folders has no log, or the figure can't be written.
+        UserError: one of the folders has no log, or the figure can't be written.
     """
     runs = {str(folder): read_run(folder) for folder in options.folders}
     print(table(runs))
     try:
         draw(runs).savefig(options.figure, dpi=150)
     except (OSError, ValueError) as error:
-        raise Refused(f"--figure {options.figure}: can't be written ({one_line(error)})") from error
+        raise UserError(
+            f"--figure {options.figure}: can't be written ({one_line(error)})"
+        ) from error
     print(f"\nerror curves: {options.figure}")
 
 
@@ -54,7 +56,7 @@ def read_run(folder: Path) -> list[dict]:
     records = Log(path).records() if path.is_file() else []
     if not records:
         found = f"no {LOG} with a finished epoch" if folder.is_dir() else "no such folder"
-        raise Refused(f"{folder}: {found}; give the --save folder of a run")
+        raise UserError(f"{folder}: {found}; give the --save folder of a run")
     return records
 
 

@@ -117,18 +117,6 @@ def build(arch: str, branches: bool = True, num_classes: int = 1000) -> DKSResNe
     return DKSResNet(NETWORKS[arch], branches, num_classes)
 
 
-def resnet18(branches: bool = True, num_classes: int = 1000) -> DKSResNet:
-    return build("resnet18", branches, num_classes)
-
-
-def resnet50(branches: bool = True, num_classes: int = 1000) -> DKSResNet:
-    return build("resnet50", branches, num_classes)
-
-
-def resnet152(branches: bool = True, num_classes: int = 1000) -> DKSResNet:
-    return build("resnet152", branches, num_classes)
-
-
 @torch.no_grad()
 def fold_batch_norms(model: DKSResNet) -> None:
     """Multiply every batch normalisation into the convolution before it, for evaluation alone.

@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 import torchvision
 
-from checkpoint import write_whole
-from distributed import world_size
+from common.checkpoint import write_atomically
+from common.distributed import world_size
 from epoch_log import CLASSIFIERS
 from evaluate import Errors, Scores
 from options import Config
@@ -39,7 +39,7 @@ def write(config: Config, checkpoint: Path | None, scores: Scores, seconds: floa
     """Write `config.json`: errors in percent, counts, time, checkpoint and options.
 
     Raises:
-        Refused: it can't be written.
+        UserError: it can't be written.
     """
     options = {field.name: getattr(config, field.name) for field in fields(config)}
     backbone = scores.classifiers[0]
@@ -59,4 +59,4 @@ def write(config: Config, checkpoint: Path | None, scores: Scores, seconds: floa
         "options": options,
     }
     text = json.dumps(result, indent=2, default=str) + "\n"
-    write_whole(config.json, lambda file: file.write(text.encode()))
+    write_atomically(config.json, lambda file: file.write(text.encode()))

@@ -4,11 +4,11 @@ import argparse
 import os
 from pathlib import Path
 
-from command_line import DTYPES, Parser, number
+from common.command_line import DTYPES, Parser, bounded_number
+from presets import AUGMENTATIONS
 from resnet import NETWORKS
 from schedule import LR_SCHEDULES
 from synergy import DIRECTIONS, METHODS
-from train_data import AUGMENTATIONS
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -44,7 +44,7 @@ def add_data_flags(group) -> None:
         "--image-size",
         metavar="PIXELS",
         # At 33 the last stage has 2x2 positions; at 1x1, one image is no batch to normalise.
-        type=number(int, 33, 4096),
+        type=bounded_number(int, 33, 4096),
         default=224,
         help="side of the crop in pixels; resized to 256/224 of it before",
     )
@@ -59,14 +59,14 @@ def add_data_flags(group) -> None:
         "-j",
         "--workers",
         metavar="N",
-        type=number(int, 0, 1024),
+        type=bounded_number(int, 0, 1024),
         default=min(8, os.cpu_count() or 1),
         help="processes that read images, for each process of the run; 0: none besides it",
     )
     group.add_argument(
         "--prefetch",
         metavar="N",
-        type=number(int, 1, 1024),
+        type=bounded_number(int, 1, 1024),
         default=4,
         help="batches that each of these prepares ahead",
     )
@@ -83,7 +83,7 @@ def add_model_flags(group) -> None:
     group.add_argument(
         "--direction", choices=DIRECTIONS, default="bidirectional", help="who teaches in dks"
     )
-    weight = number(float, 0)
+    weight = bounded_number(float, 0)
     group.add_argument(
         "--aux-weight", type=weight, default=1.0, help="weight of the branches' cross-entropies"
     )
@@ -92,37 +92,40 @@ def add_model_flags(group) -> None:
     )
     group.add_argument(
         "--label-smoothing",
-        type=number(float, 0, 1),
+        type=bounded_number(float, 0, 1),
         default=0.0,
         help="share of each target spread over all classes; 0 in the paper",
     )
 
 
 def add_optimization_flags(group) -> None:
-    group.add_argument("--epochs", type=number(int, 1), default=100, help="epochs in all")
+    group.add_argument("--epochs", type=bounded_number(int, 1), default=100, help="epochs in all")
     group.add_argument(
         "-b",
         "--batch-size",
         metavar="N",
-        type=number(int, 1),
+        type=bounded_number(int, 1),
         default=256,
         help="images in a step, over all processes",
     )
     group.add_argument(
         "--grad-accumulation",
         metavar="N",
-        type=number(int, 1),
+        type=bounded_number(int, 1),
         default=1,
         help="parts in which a process takes its share of a step, to need less memory",
     )
-    group.add_argument("--momentum", type=number(float, 0, 1), default=0.9, help="of SGD")
+    group.add_argument("--momentum", type=bounded_number(float, 0, 1), default=0.9, help="of SGD")
     group.add_argument(
-        "--weight-decay", type=number(float, 0), default=1e-4, help="on every trainable tensor"
+        "--weight-decay",
+        type=bounded_number(float, 0),
+        default=1e-4,
+        help="on every trainable tensor",
     )
     group.add_argument(
         "--ema",
         metavar="DECAY",
-        type=number(float, 0, 0.999999),
+        type=bounded_number(float, 0, 0.999999),
         default=0.0,
         help="evaluate and export an exponential moving average of the weights too, of this "
         "decay a step (0.9999, say); 0: none, as in the paper",
@@ -130,7 +133,9 @@ def add_optimization_flags(group) -> None:
 
 
 def add_schedule_flags(group) -> None:
-    group.add_argument("--lr", type=number(float, 0), default=0.1, help="highest learning rate")
+    group.add_argument(
+        "--lr", type=bounded_number(float, 0), default=0.1, help="highest learning rate"
+    )
     group.add_argument(
         "--lr-schedule",
         choices=LR_SCHEDULES,
@@ -144,19 +149,24 @@ def add_schedule_flags(group) -> None:
         help="finished epochs after which the learning rate falls",
     )
     group.add_argument(
-        "--lr-factor", type=number(float, 0, 1), default=0.1, help="by which it is multiplied there"
+        "--lr-factor",
+        type=bounded_number(float, 0, 1),
+        default=0.1,
+        help="by which it is multiplied there",
     )
     group.add_argument(
         "--warmup-epochs",
         metavar="N",
-        type=number(float, 0),
+        type=bounded_number(float, 0),
         default=0.0,
         help="epochs over which it rises linearly at first; 0 in the paper",
     )
 
 
 def add_run_flags(group) -> None:
-    group.add_argument("--seed", type=number(int, 0, 2**62), default=1, help="of random numbers")
+    group.add_argument(
+        "--seed", type=bounded_number(int, 0, 2**62), default=1, help="of random numbers"
+    )
     group.add_argument(
         "--device", default="auto", help="auto (a GPU where there is one), cpu, cuda, cuda:1, …"
     )
@@ -188,14 +198,14 @@ def add_output_flags(group) -> None:
     group.add_argument(
         "--checkpoint-minutes",
         metavar="MINUTES",
-        type=number(float, 0),
+        type=bounded_number(float, 0),
         default=15.0,
         help="time between checkpoints within an epoch; 0: one at every step",
     )
     group.add_argument(
         "--log-interval",
         metavar="STEPS",
-        type=number(int, 1),
+        type=bounded_number(int, 1),
         default=50,
         help="steps between readings of the loss, each of which waits for the device",
     )

@@ -4,13 +4,13 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from command_line import DTYPES, Refused, require_file, require_file_name
-from run_folder import CHECKPOINT
+from common.command_line import DTYPES, UserError, require_file, require_writable_file
+from common.run_folder import CHECKPOINT
 from train_flags import build_parser
 
 # What a resumed run may change. The places of things, and how fast they go; and the number of
 # epochs under a schedule that does not depend on it.
-FREE = (
+RESUME_MAY_CHANGE = (
     *("data", "val_labels", "workers", "prefetch", "device", "compile"),
     *("save", "resume", "checkpoint_minutes", "log_interval", "export"),
 )
@@ -58,9 +58,9 @@ class Config:
         values = asdict(self) | {"milestones": list(self.milestones)}
         return {key: str(v) if isinstance(v, Path) else v for key, v in values.items()}
 
-    def decisive(self) -> dict:
+    def resume_options(self) -> dict:
         """The options that a resumed run must share with the run it resumes."""
-        free = FREE if self.lr_schedule == "cosine" else (*FREE, "epochs")
+        free = RESUME_MAY_CHANGE if self.lr_schedule == "cosine" else (*RESUME_MAY_CHANGE, "epochs")
         return {key: value for key, value in self.plain().items() if key not in free}
 
 
@@ -68,7 +68,7 @@ def parse(argv: Sequence[str] | None = None) -> Config:
     """Read the command line, the process's own if `argv` is None.
 
     Raises:
-        Refused: a flag is unknown or wrong, or flags contradict each other.
+        UserError: a flag is unknown or wrong, or flags contradict each other.
     """
     values = vars(build_parser().parse_args(argv))
     if values["augmentation"] is None:
@@ -76,15 +76,17 @@ def parse(argv: Sequence[str] | None = None) -> Config:
     values["dtype"] = str(DTYPES[values["dtype"]]).removeprefix("torch.")  # one name of several
     config = Config(**values)
     if config.lr_schedule == "cosine" and config.warmup_epochs >= config.epochs:
-        raise Refused(
+        raise UserError(
             f"--warmup-epochs {config.warmup_epochs:g} of --epochs {config.epochs}: nothing is "
             "left for the cosine; use fewer"
         )
     if config.resume not in ("", "auto"):
         require_file("--resume", Path(config.resume), "a checkpoint")
     if config.export and config.export.name == CHECKPOINT:
-        raise Refused(f"--export {config.export}: a run's checkpoint has that name; choose another")
+        raise UserError(
+            f"--export {config.export}: a run's checkpoint has that name; choose another"
+        )
     # --save is made if need be.
     if config.export and config.export.resolve().parent != config.save.resolve():
-        require_file_name("--export", config.export)
+        require_writable_file("--export", config.export)
     return config

@@ -19,13 +19,13 @@ from pathlib import Path
 
 import torch
 
-import checkpoint
-from command_line import Refused
-from distributed import print_once, rank, sum_over_processes, world_size
+from common import checkpoint
+from common.command_line import UserError
+from common.distributed import print_once, rank, sum_over_processes, world_size
+from common.run_folder import CHECKPOINT
+from data import ImageSets
 from engine import Trainer
 from epoch_log import LOG
-from image_sets import ImageSets
-from run_folder import CHECKPOINT
 from synergy import Losses
 from train_options import Config
 
@@ -51,14 +51,14 @@ def save(path: Path, trainer: Trainer, config: Config, sets: ImageSets) -> None:
     """Save all of a run. Every process must call it together; process 0 writes.
 
     Raises:
-        Refused: the weights are not finite, or the file can't be written.
+        UserError: the weights are not finite, or the file can't be written.
     """
     sums = trainer.sums.totals()
     if rank() != 0:
         return
     for name, value in trainer.model.state_dict().items():
         if not value.isfinite().all():
-            raise Refused(
+            raise UserError(
                 f"{name} is not finite after step {trainer.step}; the last checkpoint is from "
                 "before it; try a lower --lr"
             )
@@ -84,7 +84,7 @@ def checkpoint_to_resume(config: Config) -> Path | None:
     """The checkpoint to start from, or None to start afresh.
 
     Raises:
-        Refused: the run would write over another one.
+        UserError: the run would write over another one.
     """
     own = config.save / CHECKPOINT
     if config.resume == "auto":
@@ -92,7 +92,7 @@ def checkpoint_to_resume(config: Config) -> Path | None:
     given = Path(config.resume) if config.resume else None
     holds_run = own.exists() or (config.save / LOG).exists()
     if holds_run and (given is None or given.resolve() != own.resolve()):
-        raise Refused(
+        raise UserError(
             f"--save {config.save} holds a run; go on with it by --resume auto, or choose another "
             "folder"
         )
@@ -110,7 +110,7 @@ def resume(path: Path, trainer: Trainer, config: Config, sets: ImageSets, steps:
         steps: in an epoch.
 
     Raises:
-        Refused: the file is no checkpoint of such a run, or of one with other options or images.
+        UserError: the file is no checkpoint of such a run, or of one with other options or images.
     """
     content = checkpoint.load(path)
     checkpoint.require(content, KEYS, path)
@@ -134,8 +134,8 @@ def check_same_run(content: dict, config: Config, sets: ImageSets, source: Path)
     unknown = content.keys() - KEYS.keys()
     if content["format"] != FORMAT or unknown:
         what = f"the unknown key {min(map(str, unknown))!r}" if unknown else content["format"]
-        raise Refused(f"{source}: expected format {FORMAT}, found {what}; use a newer version")
-    asked = config.decisive()
+        raise UserError(f"{source}: expected format {FORMAT}, found {what}; use a newer version")
+    asked = config.resume_options()
     if content["processes"] != world_size():
         # Another number of processes may need another one of parts, and changes results anyway.
         asked.pop("grad_accumulation")
@@ -146,12 +146,12 @@ def check_same_run(content: dict, config: Config, sets: ImageSets, source: Path)
     ]
     changed += [f"--{flag} (unknown)" for flag in content["options"].keys() - config.plain().keys()]
     if changed:
-        raise Refused(
+        raise UserError(
             f"{source} was made with other options: {'; '.join(changed)}; resume with the same, "
             "or start afresh in another folder"
         )
     if content["class_names"] != sets.class_names or content["images"] != len(sets.train):
-        raise Refused(
+        raise UserError(
             f"{source} was trained on {content['images']} images of "
             f"{len(content['class_names'])} classes; {config.data / 'train'} has others: "
             f"{len(sets.train)} of {len(sets.class_names)}"
@@ -165,7 +165,7 @@ def load_optimizer(trainer: Trainer, content: dict, source: Path) -> None:
     given = content["scaler"]
     numbers = all(isinstance(v, float | int) and 0 <= v < 1e30 for v in given.values())
     if given.keys() != scaler.keys() or not numbers:
-        raise Refused(f"{source}: the state of float16's gradient scaler is damaged")
+        raise UserError(f"{source}: the state of float16's gradient scaler is damaged")
     trainer.scaler.load_state_dict(given)
 
 
@@ -180,17 +180,17 @@ def load_progress(trainer: Trainer, content: dict, steps: int, source: Path) -> 
         checkpoint.difference(sums[name], value) for name, value in expected.items()
     )
     if epoch < 0 or not epoch * steps <= step <= (epoch + 1) * steps or not fit:
-        raise Refused(f"{source}: step {step} of epoch {epoch + 1} does not fit; it is damaged")
+        raise UserError(f"{source}: step {step} of epoch {epoch + 1} does not fit; it is damaged")
     trainer.epoch, trainer.step = epoch, step
     # They are sums over all processes: one goes on from them.
     trainer.sums.add(**{name: value * (rank() == 0) for name, value in sums.items()})
 
 
-def check_all_resumed(trainer: Trainer) -> None:
+def check_all_ranks_resumed(trainer: Trainer) -> None:
     """Refuse to go on from different steps, where not every machine has the checkpoint."""
     step = torch.tensor(float(trainer.step), device=trainer.device)
     if sum_over_processes(step) != world_size() * step:
-        raise Refused(
+        raise UserError(
             f"this process is at step {trainer.step} and others are not: --save and --resume must "
             "name the same folder, and file, on every machine"
         )

@@ -9,9 +9,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-import checkpoint
 import resnet
-from command_line import Refused, one_line
+from common import checkpoint
+from common.command_line import UserError, one_line
 
 # What DistributedDataParallel (or DataParallel) and torch.compile put before every name.
 WRAPPERS = re.compile(r"^(module\.|_orig_mod\.)+")
@@ -45,7 +45,7 @@ def read(path: Path) -> Checkpoint:
     torch.save's containers of any age, and safetensors.
 
     Raises:
-        Refused: no such file, damaged, or something else.
+        UserError: no such file, damaged, or something else.
     """
     content = read_safetensors(path) if path.suffix == ".safetensors" else checkpoint.load(path)
     state, part = content, ""
@@ -54,10 +54,12 @@ def read(path: Path) -> Checkpoint:
             state, part = content[key], key
             break
     if not all(isinstance(name, str) for name in state):
-        raise Refused(f"{path}: no state dict: its keys are not names of parameters")
+        raise UserError(f"{path}: no state dict: its keys are not names of parameters")
     weights = {own_name(name): value for name, value in state.items()}
     if len(weights) != len(state):
-        raise Refused(f"{path}: two parameters of one name, once module. and the like are removed")
+        raise UserError(
+            f"{path}: two parameters of one name, once module. and the like are removed"
+        )
     # BatchNorm counts batches since PyTorch 0.4.1; evaluation does not use the number.
     if not any(name.endswith(".num_batches_tracked") for name in weights):
         for name in [name for name in weights if name.endswith(".running_mean")]:
@@ -67,7 +69,7 @@ def read(path: Path) -> Checkpoint:
     names, arch = around.get("class_names"), around.get("arch")
     are_names = isinstance(names, list) and all(isinstance(name, str) for name in names)
     if not (names is None or are_names) or not isinstance(arch, str | None):
-        raise Refused(f"{path}: its class_names or arch are no names; use another copy of it")
+        raise UserError(f"{path}: its class_names or arch are no names; use another copy of it")
     options = around.get("options")
     size = options.get("image_size") if isinstance(options, Mapping) else None
     return Checkpoint(part, weights, names, arch, size if isinstance(size, int) else None)
@@ -84,13 +86,13 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
         from safetensors.torch import load_file
     except ImportError as error:
-        raise Refused(f"{path}: reading it needs a package: pip install safetensors") from error
+        raise UserError(f"{path}: reading it needs a package: pip install safetensors") from error
     if not path.is_file():
-        raise Refused(f"{path}: no such file; give the path of a checkpoint")
+        raise UserError(f"{path}: no such file; give the path of a checkpoint")
     try:
         return load_file(path)
     except Exception as error:  # safetensors has its own class for damage, and raises others
-        raise Refused(f"{path} can't be read as safetensors: {one_line(error, 150)}") from error
+        raise UserError(f"{path} can't be read as safetensors: {one_line(error, 150)}") from error
 
 
 def export_backbone(model: nn.Module, path: Path) -> None:
@@ -101,7 +103,7 @@ def export_backbone(model: nn.Module, path: Path) -> None:
         path: ends in `.safetensors` for that format; else torch.save's is used.
 
     Raises:
-        Refused: the file can't be written, or the package safetensors is missing.
+        UserError: the file can't be written, or the package safetensors is missing.
     """
     state = {own_name(name): value for name, value in model.state_dict().items()}
     weights = {
@@ -114,9 +116,9 @@ def export_backbone(model: nn.Module, path: Path) -> None:
     try:
         from safetensors.torch import save
     except ImportError as error:
-        raise Refused(f"{path}: writing it needs a package: pip install safetensors") from error
+        raise UserError(f"{path}: writing it needs a package: pip install safetensors") from error
     content = save(weights, metadata={"format": "pt"})
-    checkpoint.write_whole(path, lambda file: file.write(content))
+    checkpoint.write_atomically(path, lambda file: file.write(content))
 
 
 def sha256(path: Path) -> str:

@@ -1,7 +1,7 @@
-"""The script folders as objects: `wrn.synergy` is wrn_DKS/synergy.py, `imagenet.synergy` its twin.
+"""Each script folder as an object: `wrn.synergy` is wrn_DKS/synergy.py.
 
-Both folders hold modules of the same names and import their siblings by bare name, so each is
-imported with only its own folder on the path, and its modules are kept apart from the other's.
+Both script folders hold modules of the same names and import their siblings by bare name. Each is
+therefore imported with only its own folder on the path, and its modules are kept apart.
 """
 
 import hashlib
@@ -18,25 +18,44 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 class ScriptFolder:
-    """Imports the modules of one script folder on first use: `folder.module`."""
+    """Imports modules on first use: `folder.main`, `folder.command_line` (of its `common`).
 
-    def __init__(self, name: str):
+    Args:
+        name: the script folder.
+        package: a package beside it that uses it, whose modules come first: `study.plan`.
+    """
+
+    def __init__(self, name: str, package: str | None = None):
         self.path = ROOT / name
-        self._modules: dict[str, ModuleType] = {}
+        self._packages = [package] if package else []
+        self.imported: dict[str, ModuleType] = {}  # by full name
 
     def __getattr__(self, name: str) -> ModuleType:
-        own = {path.stem for path in self.path.glob("*.py")}
-        if name not in own:
-            raise AttributeError(f"{self.path.name} has no module {name}")
-        outer = {key: sys.modules.pop(key) for key in own if key in sys.modules}
-        sys.modules.update(self._modules)
-        sys.path.insert(0, str(self.path))
+        full_name = self._full_name(name)
+        outer, path = self._take_own(), list(sys.path)
+        sys.modules.update(self.imported)
+        sys.path[:0] = [str(self.path), str(ROOT)]
         try:
-            return importlib.import_module(name)
+            return importlib.import_module(full_name)
         finally:
-            sys.path.remove(str(self.path))
-            self._modules = {key: sys.modules.pop(key) for key in own if key in sys.modules}
+            sys.path[:] = path
+            self.imported = self._take_own()
             sys.modules.update(outer)
+
+    def _full_name(self, name: str) -> str:
+        for package in self._packages:
+            if (ROOT / package / f"{name}.py").exists():
+                return f"{package}.{name}"
+        if (self.path / f"{name}.py").exists():
+            return name
+        if (self.path / "common" / f"{name}.py").exists():
+            return f"common.{name}"
+        raise AttributeError(f"{self.path.name} has no module {name}")
+
+    def _take_own(self) -> dict[str, ModuleType]:
+        """Remove and return the imported modules whose names the folder or its package has."""
+        own = {path.stem for path in self.path.glob("*.py")} | {"common", *self._packages}
+        return {key: sys.modules.pop(key) for key in list(sys.modules) if key.split(".")[0] in own}
 
 
 @pytest.fixture(scope="session")
@@ -49,10 +68,19 @@ def imagenet() -> ScriptFolder:
     return ScriptFolder("imagenet")
 
 
-@pytest.fixture(params=["wrn_DKS", "imagenet"], scope="session")
-def folder(request) -> ScriptFolder:
-    """Either folder: for the modules that both have."""
-    return ScriptFolder(request.param)
+@pytest.fixture(scope="session")
+def study() -> ScriptFolder:
+    return ScriptFolder("wrn_DKS", "study")
+
+
+@pytest.fixture(scope="session")
+def cifar_benchmark() -> ScriptFolder:
+    return ScriptFolder("wrn_DKS", "benchmarks")
+
+
+@pytest.fixture(scope="session")
+def imagenet_benchmark() -> ScriptFolder:
+    return ScriptFolder("imagenet", "benchmarks")
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -13,83 +13,91 @@ from synthetic import write_folders
 CPU = torch.device("cpu")
 
 
-def test_sides_take_turns_after_a_warm_up(folder):
+def test_sides_take_turns_after_a_warm_up(cifar_benchmark):
     calls = []
-    ours_s, theirs_s = folder.timing.compare(
+    ours_s, released_s = cifar_benchmark.timing.compare(
         lambda: calls.append("ours"), lambda: calls.append("theirs"), 3, CPU
     )
     assert calls == ["ours", "theirs"] * 2 + ["theirs", "ours"] + ["ours", "theirs"]
-    assert len(ours_s) == len(theirs_s) == 3
+    assert len(ours_s) == len(released_s) == 3
 
 
-def test_table_and_json(folder, tmp_path, capsys):
-    row = folder.timing.Row(
+def test_table_and_json(cifar_benchmark, tmp_path, capsys):
+    row = cifar_benchmark.timing.Row(
         "a step", "bfloat16", [1.0, 2.0, 1.0], [3.0, 4.0, 1.0], "a remark", {"peak": 0.5}
     )
-    folder.timing.show([row], CPU, tmp_path / "x.json")
+    cifar_benchmark.timing.show([row], CPU, tmp_path / "x.json")
     printed = capsys.readouterr().out
     assert "| a step | bfloat16 | 2.00 (1.00–3.00) | 3 | a remark |" in printed
     assert "| a step | bfloat16 | 50.0 % |" in printed
     written = json.loads((tmp_path / "x.json").read_text())
-    assert written["rows"][0]["theirs_s"] == [3.0, 4.0, 1.0]
+    assert written["rows"][0]["released_s"] == [3.0, 4.0, 1.0]
     assert written["rows"][0]["ratio"] == 2.0
 
 
-def test_opponent_computes_the_same_loss(folder):
+def test_opponent_computes_the_same_loss(cifar_benchmark):
     logits = [torch.randn(6, 9, dtype=torch.float64, requires_grad=True) for _ in range(3)]
     labels = torch.randint(9, (6,))
-    ours = folder.synergy.SynergyLoss()(logits, labels).total
-    theirs = folder.opponent.released_loss(logits, labels)
+    ours = cifar_benchmark.synergy.SynergyLoss()(logits, labels).total
+    theirs = cifar_benchmark.released.released_loss(logits, labels)
     torch.testing.assert_close(theirs, ours, atol=1e-5, rtol=0)
     for a, b in zip(*(torch.autograd.grad(each, logits) for each in (ours, theirs)), strict=True):
         torch.testing.assert_close(a, b, atol=1e-5, rtol=0)
 
 
-def test_opponents_step_is_ours_but_for_rounding(wrn):
+def test_opponents_step_is_ours_but_for_rounding(cifar_benchmark):
     """Three steps from the same weights on the same images."""
-    parts = wrn.benchmark_parts
+    parts = cifar_benchmark.cifar_parts
     torch.manual_seed(0)
     images, labels = torch.randn(4, 3, 32, 32), torch.randint(100, (4,))
     trainer = parts.new_trainer(10, 1, 100, "float32", CPU)
     torch.manual_seed(1)
-    step = wrn.opponent.released_step(wrn.wide_resnet.WideResNet(10, 1, 100), 5e-4, CPU)
+    step = cifar_benchmark.released.released_step(
+        cifar_benchmark.wide_resnet.WideResNet(10, 1, 100), 5e-4, CPU
+    )
     for _ in range(3):
-        losses = trainer.losses(wrn.loader.Batch(images, labels, 1.0))[1]
+        losses = trainer.losses(cifar_benchmark.loader.Batch(images, labels, 1.0))[1]
         trainer.update(losses.total)
         assert step(images, labels) == pytest.approx(losses.total.item(), rel=1e-3)
 
 
-def test_opponents_data_are_ours_but_for_chance(wrn):
+def test_opponents_data_are_ours_but_for_chance(cifar_benchmark):
     """Without augmentation, the same pixels; with it, the same kind."""
-    data = wrn.data.load_dataset("digits", None, 8, 1)
-    test = wrn.released_data.PilImages(data.test, wrn.released_data.transform(data, train=False))
-    ours = next(wrn.loader.Batches(data.test, data.facts, 5, CPU).epoch())
+    data = cifar_benchmark.data.load_dataset("digits", None, 8, 1)
+    test = cifar_benchmark.released_data.PilImages(
+        data.test, cifar_benchmark.released_data.transform(data, train=False)
+    )
+    ours = next(cifar_benchmark.loader.Batches(data.test, data.info, 5, CPU).epoch())
     theirs = torch.stack([test[i][0] for i in range(5)])
     torch.testing.assert_close(theirs, ours.images, atol=1e-5, rtol=1e-5)
-    train = wrn.released_data.transform(data, train=True)
+    train = cifar_benchmark.released_data.transform(data, train=True)
     images, labels = next(
-        iter(wrn.released_data.loader(wrn.released_data.PilImages(data.train, train), 7, 0, True))
+        iter(
+            cifar_benchmark.released_data.loader(
+                cifar_benchmark.released_data.PilImages(data.train, train), 7, 0, True
+            )
+        )
     )
     assert images.shape == (7, 3, 8, 8) and labels.shape == (7,)
 
 
-def test_operations_of_a_step_are_counted(wrn):
+def test_operations_of_a_step_are_counted(cifar_benchmark):
     """About three times the forward ones; the first layer has no gradient of its input."""
 
     def build():
-        return wrn.wide_resnet.WideResNet(10, 1, 100)
+        return cifar_benchmark.wide_resnet.WideResNet(10, 1, 100)
 
-    forward = 2 * wrn.metrics.cost(build, 32).multiply_adds
-    counted = wrn.profiling.step_operations(build, (4, 3, 32, 32))
+    forward = 2 * cifar_benchmark.metrics.cost(build, 32).multiply_adds
+    counted = cifar_benchmark.profiling.step_operations(build, (4, 3, 32, 32))
     assert 2.9 * 4 * forward < counted < 3 * 4 * forward
 
 
-def test_a_training_step(wrn, monkeypatch):
+def test_a_training_step(cifar_benchmark, monkeypatch):
     """All of it but the memory, which takes processes, and the machine's peak, which takes time."""
-    monkeypatch.setattr(wrn.profiling, "peak_memory", lambda make, device: 10)
-    monkeypatch.setattr(wrn.profiling, "peak_rate", lambda dtype, device: 1e15)
-    place = wrn.benchmark_parts.Place(CPU, 1, None)
-    rows = list(wrn.benchmark_parts.training_step(10, 1, 4, place))
+    monkeypatch.setattr(cifar_benchmark.profiling, "peak_memory", lambda make, device: 10)
+    monkeypatch.setattr(cifar_benchmark.profiling, "peak_rate", lambda dtype, device: 1e15)
+    place = cifar_benchmark.cifar_parts.Place(CPU, 1, None)
+    rows = list(cifar_benchmark.cifar_parts.training_step(10, 1, 4, place))
     assert [row.dtype for row in rows] == ["float32", "bfloat16"]
     for row in rows:
         kinds = [row.shares[name] for name in ("convolutions", "normalisation", "optimizer")]
@@ -98,7 +106,7 @@ def test_a_training_step(wrn, monkeypatch):
         assert row.remarks == "peak 1,000,000 Gop/s; memory 1.00 of the released's"
 
 
-def test_memory_is_measured_in_a_process(wrn):
+def test_memory_is_measured_in_a_process(cifar_benchmark):
     """The activations of a batch of 256 on WRN-10-1 take hundreds of megabytes."""
     code = (
         "import torch; from functools import partial; from benchmark_parts import our_step\n"
@@ -108,54 +116,61 @@ def test_memory_is_measured_in_a_process(wrn):
         "    print(peak_memory(partial(our_step, 10, 1, 256, 'float32', cpu), cpu))\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=wrn.path, capture_output=True, text=True, check=True
+        [sys.executable, "-c", code],
+        cwd=cifar_benchmark.path,
+        capture_output=True,
+        text=True,
+        check=True,
     )
     assert done.stdout.strip() == "None" or 100e6 < int(done.stdout) < 2e9
 
 
-def test_rows_without_training(wrn, monkeypatch, capsys):
-    monkeypatch.setattr(wrn.benchmark_parts, "REPEATS", 1)
-    assert wrn.benchmark.main(["--row", "loss", "--row", "inference", "--rounds", "1"]) == 0
+def test_rows_without_training(cifar_benchmark, monkeypatch, capsys):
+    monkeypatch.setattr(cifar_benchmark.cifar_parts, "REPEATS", 1)
+    assert cifar_benchmark.cifar.main(["--row", "loss", "--row", "inference", "--rounds", "1"]) == 0
     printed = capsys.readouterr().out
     assert "| loss of 3 classifiers" in printed and "time of 16 classifiers" in printed
     assert "| inference, exported WRN-16-2" in printed
 
 
-def test_epochs(wrn, tmp_path, monkeypatch):
-    monkeypatch.setattr(wrn.benchmark_epochs, "MOST_WORKERS", 0)
+def test_epochs(cifar_benchmark, tmp_path, monkeypatch):
+    monkeypatch.setattr(cifar_benchmark.cifar_epochs, "MOST_WORKERS", 0)
     for part in ("train", "test"):
         write_folders(tmp_path, {"cat": 2, "dog": 2}, part)
-    place = wrn.benchmark_parts.Place(CPU, 1, tmp_path)
-    rows = list(wrn.benchmark_epochs.folder(place))
+    place = cifar_benchmark.cifar_parts.Place(CPU, 1, tmp_path)
+    rows = list(cifar_benchmark.cifar_epochs.folder(place))
     assert [row.dtype for row in rows] == ["float32", "bfloat16"]
     assert all(row.what.startswith("epoch of folder, 4 + 4 images") for row in rows)
 
 
-def test_imagenet_rows(imagenet, monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(imagenet.benchmark_parts, "MOST_WORKERS", 0)
-    monkeypatch.setattr(imagenet.benchmark_parts, "ARCH", "resnet18")
+def test_imagenet_rows(imagenet_benchmark, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(imagenet_benchmark.imagenet_parts, "MOST_WORKERS", 0)
+    monkeypatch.setattr(imagenet_benchmark.imagenet_parts, "ARCH", "resnet18")
     (tmp_path / "val" / "a").mkdir(parents=True)
     Image.effect_noise((50, 40), 90).convert("RGB").save(tmp_path / "val" / "a" / "1.jpg")
-    assert imagenet.benchmark.main(["--row", "evaluation", "--rounds", "1", str(tmp_path)]) == 0
+    assert (
+        imagenet_benchmark.imagenet.main(["--row", "evaluation", "--rounds", "1", str(tmp_path)])
+        == 0
+    )
     assert "| evaluation, resnet18, 2 photographs" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
     "words", [["--row", "folder"], ["--rounds", "0"], ["--json", "/nonexistent/x.json"]]
 )
-def test_refusals(wrn, words, capsys):
-    assert wrn.benchmark.main(words) == 2
+def test_refusals(cifar_benchmark, words, capsys):
+    assert cifar_benchmark.cifar.main(words) == 2
     assert capsys.readouterr().err.count("\n") == 1
 
 
-def test_imagenet_refusals(imagenet, tmp_path, capsys):
-    assert imagenet.benchmark.main([]) == 2
-    assert imagenet.benchmark.main([str(tmp_path)]) == 2
+def test_imagenet_refusals(imagenet_benchmark, tmp_path, capsys):
+    assert imagenet_benchmark.imagenet.main([]) == 2
+    assert imagenet_benchmark.imagenet.main([str(tmp_path)]) == 2
     errors = capsys.readouterr().err
     assert errors.count("\n") == 2 and "IMAGENET" in errors
 
 
-def test_shares_on_a_gpu_count_each_kernel_once(folder):
+def test_shares_on_a_gpu_count_each_kernel_once(cifar_benchmark):
     """Events as PyTorch's profiler has them: operators with the time of their kernels, kernels."""
 
     def event(key, device, own, total=None, annotation=False):
@@ -182,6 +197,6 @@ def test_shares_on_a_gpu_count_each_kernel_once(folder):
         event("Optimizer.step#SGD.step", cuda, 15.0, annotation=True),
         event("add", cuda, 5.0),
     ]
-    shares = folder.profiling.shares_by_kind(events, on_gpu=True)
+    shares = cifar_benchmark.profiling.shares_by_kind(events, on_gpu=True)
     expected = {"convolutions": 0.7, "normalisation": 0.1, "optimizer": 0.15, "other": 0.05}
     assert shares == pytest.approx(expected)

@@ -108,7 +108,7 @@ def test_stopped_at_every_epoch_and_resumed(wrn, main, run, monkeypatch, tmp_pat
 
         def stop_in_second_epoch(trainer, batches, calls=calls):
             if next(calls):
-                raise wrn.command_line.Stopped(signal.SIGTERM)
+                raise wrn.command_line.Interrupted(signal.SIGTERM)
             return evaluate(trainer, batches)
 
         monkeypatch.setattr(wrn.engine.Trainer, "evaluate", stop_in_second_epoch)
@@ -282,7 +282,7 @@ def test_stopped_before_anything_is_saved(wrn, main, tmp_path, monkeypatch, caps
     """--resume auto would start from nothing what was started from a file."""
 
     def stop(trainer, *args):
-        raise wrn.command_line.Stopped(signal.SIGTERM)
+        raise wrn.command_line.Interrupted(signal.SIGTERM)
 
     monkeypatch.setattr(wrn.engine.Trainer, "train_epoch", stop)
     assert main("--epochs", 1, "--save", tmp_path / "x") == 143

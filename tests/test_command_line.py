@@ -7,11 +7,11 @@ import pytest
 
 
 @pytest.fixture
-def parser(folder):
-    parser = folder.command_line.Parser(prog="x")
-    parser.add_argument("--batch_size", type=folder.command_line.number(int, 1, 100))
-    parser.add_argument("--image-size", type=folder.command_line.number(float, 0))
-    parser.add_argument("--count", type=folder.command_line.number(int, 1))
+def parser(wrn):
+    parser = wrn.command_line.Parser(prog="x")
+    parser.add_argument("--batch_size", type=wrn.command_line.bounded_number(int, 1, 100))
+    parser.add_argument("--image-size", type=wrn.command_line.bounded_number(float, 0))
+    parser.add_argument("--count", type=wrn.command_line.bounded_number(int, 1))
     parser.add_argument("names", nargs="*")
     return parser
 
@@ -28,14 +28,14 @@ def test_hyphens_and_underscores(parser):
      "--image-size inf", "--image-size=-1", "--image-size=", "--image-size=--", "--nope",
      "--batch_size", "--batch 3", f"--count {2**63}"],
 )  # fmt: skip
-def test_bad_flags_are_refused_in_one_line(folder, parser, words, capsys):
-    status = folder.command_line.exit_status(lambda: parser.parse_args(words.split()))
+def test_bad_flags_are_refused_in_one_line(wrn, parser, words, capsys):
+    status = wrn.command_line.exit_status(lambda: parser.parse_args(words.split()))
     error = capsys.readouterr().err
     assert status == 2 and error.startswith("error: ") and error.count("\n") == 1
 
 
-def test_statuses(folder, capsys):
-    line = folder.command_line
+def test_statuses(wrn, capsys):
+    line = wrn.command_line
 
     def fails(error):
         def run():
@@ -44,7 +44,7 @@ def test_statuses(folder, capsys):
         return line.exit_status(run)
 
     assert line.exit_status(lambda: None) == 0
-    assert fails(line.Refused("not\nthis")) == 2
+    assert fails(line.UserError("not\nthis")) == 2
     assert fails(OSError(28, "No space left on device")) == 2
     assert capsys.readouterr().err == (
         "error: not this\nerror: [Errno 28] No space left on device\n"
@@ -58,57 +58,57 @@ def test_statuses(folder, capsys):
 
 
 @pytest.mark.parametrize(("name", "status"), [("SIGINT", 130), ("SIGTERM", 143), ("SIGHUP", 129)])
-def test_signals(folder, capsys, name, status):
+def test_signals(wrn, capsys, name, status):
     stop = getattr(signal, name)
     before = signal.getsignal(stop)
-    assert folder.command_line.exit_status(lambda: os.kill(os.getpid(), stop)) == status
+    assert wrn.command_line.exit_status(lambda: os.kill(os.getpid(), stop)) == status
     assert f"stopped by {name}" in capsys.readouterr().err
     assert signal.getsignal(stop) is before
 
 
-def test_a_closed_terminal_is_nothing_under_nohup(folder):
+def test_a_closed_terminal_is_nothing_under_nohup(wrn):
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         hang_up = lambda: os.kill(os.getpid(), signal.SIGHUP)  # noqa: E731
-        assert folder.command_line.exit_status(hang_up) == 0
+        assert wrn.command_line.exit_status(hang_up) == 0
     finally:
         signal.signal(signal.SIGHUP, before)
 
 
-def test_a_folder_is_held_by_one_run(folder, tmp_path):
-    with folder.run_folder.held(tmp_path / "run"):
+def test_a_folder_is_held_by_one_run(wrn, tmp_path):
+    with wrn.run_folder.lock_run_folder(tmp_path / "run"):
         child = os.fork()
         if child == 0:
             try:
-                with folder.run_folder.held(tmp_path / "run"):
+                with wrn.run_folder.lock_run_folder(tmp_path / "run"):
                     os._exit(0)
-            except folder.command_line.Refused as refusal:
+            except wrn.command_line.UserError as refusal:
                 os._exit(7 if "another run" in str(refusal) else 1)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
-    with folder.run_folder.held(tmp_path / "run"):
+    with wrn.run_folder.lock_run_folder(tmp_path / "run"):
         pass
 
 
-def test_a_folder_that_cannot_be_made(folder, tmp_path):
+def test_a_folder_that_cannot_be_made(wrn, tmp_path):
     (tmp_path / "file").touch()
     with (
-        pytest.raises(folder.command_line.Refused, match="can't be written"),
-        folder.run_folder.held(tmp_path / "file" / "run"),
+        pytest.raises(wrn.command_line.UserError, match="can't be written"),
+        wrn.run_folder.lock_run_folder(tmp_path / "file" / "run"),
     ):
         pass
 
 
-def test_the_log_is_cut(folder, tmp_path):
-    log = folder.run_folder.Log(tmp_path / "log", "stats: ")
-    log.cut(0)  # there is none yet
+def test_the_log_is_cut(wrn, tmp_path):
+    log = wrn.run_folder.Log(tmp_path / "log", "stats: ")
+    log.truncate_after(0)  # there is none yet
     for epoch in (1, 2, 3):
         log.append({"epoch": epoch, "error": epoch / 7})
     with open(log.path, "a") as file:
         file.write('stats: {"epoch": 4, "err')  # killed while writing
     assert [record["epoch"] for record in log.records()] == [1, 2, 3]
-    log.cut(2)
+    log.truncate_after(2)
     assert log.path.read_text().count("\n") == 2
     assert log.records()[1] == {"epoch": 2, "error": 2 / 7}
     log.path.write_text("stats: {]}\n")
-    with pytest.raises(folder.command_line.Refused, match="no record"):
+    with pytest.raises(wrn.command_line.UserError, match="no record"):
         log.records()

@@ -29,8 +29,8 @@ def test_digits_split(wrn):
     assert torch.equal(data.train.images[:, 0], data.train.images[:, 2])
     assert data.test.labels[-1] == load_digits().target[-1]
     pixels = data.train.images.double() / 255
-    assert data.facts.mean == pytest.approx(pixels.mean((0, 2, 3)).tolist())
-    assert data.facts.std == pytest.approx(pixels.std((0, 2, 3), correction=0).tolist())
+    assert data.info.mean == pytest.approx(pixels.mean((0, 2, 3)).tolist())
+    assert data.info.std == pytest.approx(pixels.std((0, 2, 3), correction=0).tolist())
 
 
 def write(path, size=(20, 10), color=(200, 30, 90), mode="RGB"):
@@ -52,7 +52,7 @@ def folders(tmp_path):
 
 def test_folder(wrn, folders, capsys):
     data = wrn.data.load_dataset("folder", folders, 8, 2)
-    assert data.facts.classes == ["a", "b"]
+    assert data.info.classes == ["a", "b"]
     assert data.train.labels.tolist() == [0, 1, 1] and data.test.labels.tolist() == [1]
     assert data.train.images.shape == (3, 3, 8, 8)
     assert (data.train.images[0] == 200).all()
@@ -69,9 +69,9 @@ def test_folder_is_resized_as_pil_does(wrn, folders):
 
 
 def test_evaluation_goes_by_the_classes_trained_on(wrn, folders):
-    facts = wrn.data.Facts(["0", "a", "b"], [0.5] * 3, [0.1] * 3)
+    facts = wrn.data.DatasetInfo(["0", "a", "b"], [0.5] * 3, [0.1] * 3)
     data = wrn.data.load_dataset("folder", folders, 8, 1, facts)
-    assert data.train is None and data.test.labels.tolist() == [2] and data.facts == facts
+    assert data.train is None and data.test.labels.tolist() == [2] and data.info == facts
 
 
 @pytest.mark.parametrize(
@@ -88,16 +88,16 @@ def test_evaluation_goes_by_the_classes_trained_on(wrn, folders):
 )
 def test_folder_refusals(wrn, folders, damage, words):
     damage(folders)
-    with pytest.raises(wrn.command_line.Refused, match=words):
+    with pytest.raises(wrn.command_line.UserError, match=words):
         wrn.data.load_dataset("folder", folders, 8, 2)
 
 
 def test_single_class_and_missing_root(wrn, tmp_path):
     write(tmp_path / "train" / "a" / "1.png")
     write(tmp_path / "test" / "a" / "1.png")
-    with pytest.raises(wrn.command_line.Refused, match="at least two"):
+    with pytest.raises(wrn.command_line.UserError, match="at least two"):
         wrn.data.load_dataset("folder", tmp_path, 8, 1)
-    with pytest.raises(wrn.command_line.Refused, match="no such folder"):
+    with pytest.raises(wrn.command_line.UserError, match="no such folder"):
         wrn.data.load_dataset("folder", tmp_path / "nowhere", 8, 1)
 
 
@@ -105,9 +105,9 @@ def test_cifar100_from_its_official_files(wrn, cifar100, tmp_path):
     data = wrn.data.load_dataset("CIFAR100", tmp_path / "root", 32, 1)
     assert np.array_equal(data.train.images.numpy(), cifar100["train"].reshape(-1, 3, 32, 32))
     assert data.test.labels.tolist() == [(7 * i + 1) % 100 for i in range(12)]
-    assert data.facts.classes[99] == "class 099" and data.flip
-    assert data.facts.mean == pytest.approx([125.3 / 255, 123.0 / 255, 113.9 / 255])
-    assert data.facts.std == pytest.approx([63.0 / 255, 62.1 / 255, 66.7 / 255])
+    assert data.info.classes[99] == "class 099" and data.flip
+    assert data.info.mean == pytest.approx([125.3 / 255, 123.0 / 255, 113.9 / 255])
+    assert data.info.std == pytest.approx([63.0 / 255, 62.1 / 255, 66.7 / 255])
 
 
 @pytest.fixture
@@ -137,11 +137,11 @@ def test_cifar100_is_downloaded(wrn, monkeypatch, cifar100, server, tmp_path):
     assert np.array_equal(data.train.images.numpy(), cifar100["train"].reshape(-1, 3, 32, 32))
 
     archive.write_bytes(archive.read_bytes()[:500])  # cut off on the way
-    with pytest.raises(wrn.command_line.Refused, match="unpack it in"):
+    with pytest.raises(wrn.command_line.UserError, match="unpack it in"):
         wrn.data.load_dataset("CIFAR100", tmp_path / "cut", 32, 1)
 
 
 def test_no_network_for_the_download(wrn, monkeypatch, tmp_path):
     monkeypatch.setattr(wrn.data.CIFAR["CIFAR10"], "url", "http://127.0.0.1:9/x.tar.gz")
-    with pytest.raises(wrn.command_line.Refused, match="--dataset digits"):
+    with pytest.raises(wrn.command_line.UserError, match="--dataset digits"):
         wrn.data.load_dataset("CIFAR10", tmp_path, 32, 1)

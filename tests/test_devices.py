@@ -29,19 +29,21 @@ def test_the_stand_in_does_what_it_is_for():
 
 
 @pytest.fixture
-def trainer(wrn):
-    parts = wrn.benchmark_parts
+def trainer(cifar_benchmark):
+    parts = cifar_benchmark.cifar_parts
     return parts.new_trainer(10, 1, 100, "float32", META)
 
 
-def test_an_epoch_of_small_images_waits_at_its_end_only(wrn, trainer, monkeypatch):
+def test_an_epoch_of_small_images_waits_at_its_end_only(cifar_benchmark, trainer, monkeypatch):
     """49 steps: the 50th would be read too."""
-    data = wrn.benchmark_parts.random_images(98)
-    batches = wrn.benchmark_parts.augmented(data, 2, META)
-    seen, update = [], trainer.update
-    monkeypatch.setattr(trainer, "update", lambda loss: seen.append(update(loss)))
+    data = cifar_benchmark.cifar_parts.random_images(98)
+    batches = cifar_benchmark.cifar_parts.augmented(data, 2, META)
+    seen, step = [], trainer.train_step
+    monkeypatch.setattr(trainer, "train_step", lambda batch: seen.append(1) or step(batch))
     with pytest.raises(RuntimeError, match=READS):
-        trainer.train_epoch(batches, 0, wrn.progress.Progress("", len(batches), 0), seed=1)
+        trainer.train_epoch(
+            batches, 0, cifar_benchmark.progress.Progress("", len(batches), 0), seed=1
+        )
     assert len(seen) == len(batches) == 49
 
 
@@ -53,15 +55,15 @@ def read_sums(self, all_processes=True):
     raise Read
 
 
-def test_evaluation_of_small_images_waits_at_its_end_only(wrn, trainer, monkeypatch):
-    monkeypatch.setattr(wrn.metrics.Sums, "totals", read_sums)
-    data = wrn.benchmark_parts.random_images(9)
+def test_evaluation_of_small_images_waits_at_its_end_only(cifar_benchmark, trainer, monkeypatch):
+    monkeypatch.setattr(cifar_benchmark.metrics.MetricSums, "totals", read_sums)
+    data = cifar_benchmark.cifar_parts.random_images(9)
     with pytest.raises(Read):
-        trainer.evaluate(wrn.loader.Batches(data.test, data.facts, 4, META))
+        trainer.evaluate(cifar_benchmark.loader.Batches(data.test, data.info, 4, META))
 
 
 def test_imagenet_s_evaluation_waits_at_its_end_only(imagenet, monkeypatch):
-    monkeypatch.setattr(imagenet.metrics.Sums, "totals", read_sums)
+    monkeypatch.setattr(imagenet.metrics.MetricSums, "totals", read_sums)
     with META:
         network = TinyNetwork("", num_classes=5)
     batch = torch.zeros(4, 3, 64, 64), torch.zeros(4).long()
@@ -69,13 +71,13 @@ def test_imagenet_s_evaluation_waits_at_its_end_only(imagenet, monkeypatch):
         imagenet.evaluate.evaluate(network, [batch, batch], META)
 
 
-def test_the_benchmark_s_networks_compare_on_their_device(imagenet):
+def test_the_benchmark_s_networks_compare_on_their_device(imagenet_benchmark):
     with META:
         ours, plain = TinyNetwork("", num_classes=5), torch.nn.Conv2d(3, 5, 64)
     plain = torch.nn.Sequential(plain, torch.nn.Flatten())
     images = torch.zeros(2, 3, 64, 64)
     with pytest.raises(RuntimeError, match=READS):
-        imagenet.benchmark_parts.largest_difference(ours, plain, images, torch.float32)
+        imagenet_benchmark.imagenet_parts.largest_difference(ours, plain, images, torch.float32)
 
 
 def test_imagenet_s_step_waits_for_nothing(imagenet):
@@ -86,14 +88,14 @@ def test_imagenet_s_step_waits_for_nothing(imagenet):
         network,
         imagenet.synergy.SynergyLoss(),
         imagenet.sgd.make_sgd(network, 0.1, 0.9, 1e-4),
-        imagenet.ema.Average(network, 0.9),
+        imagenet.ema.ModelEma(network, 0.9),
         micro_batches=2,
     )
     sums = {"top1": torch.zeros(3), "losses": torch.zeros(len(imagenet.synergy.Losses._fields))}
     trainer.sums.add(**sums)
     images, labels = torch.zeros(4, 3, 64, 64, device=META), torch.zeros(4, device=META).long()
     for _ in range(2):
-        loss = trainer.train_step(imagenet.train_data.Batch(images, labels, 1.0), 0.1)
+        loss = trainer.train_step(imagenet.loader.Batch(images, labels, 1.0), 0.1)
     assert loss.device == META and trainer.step == 2
     with pytest.raises(RuntimeError, match=READS):
         trainer.first_bad_step()

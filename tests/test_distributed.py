@@ -12,30 +12,30 @@ TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
 SCRIPT = """
 import sys
 import torch
-from distributed import processes, rank
+from common.distributed import distributed_context, rank
 from data import load_dataset
-from engine import Trainer
+from engine import Trainer, scale_for_ddp
 from loader import AugmentedBatches, Batches
 from schedule import StepSchedule
 from synergy import SynergyLoss
 from wide_resnet import WideResNet
 
 torch.set_num_threads(1)
-with processes("cpu") as device:
+with distributed_context("cpu") as device:
     data = load_dataset("digits", None, 8, 1)
     small = data.train._replace(images=data.train.images[:11], labels=data.train.labels[:11])
     torch.manual_seed(0)
     model = WideResNet(10, 0.25, 10)
     trainer = Trainer(model, SynergyLoss(), StepSchedule(0.1, (), 0.2), 5e-4, torch.float32, device)
     trainer._parallel.eval()  # BN's statistics are each process's own in training
-    batches = AugmentedBatches(small, data.facts, 5, device, seed=1, flip=False)
+    batches = AugmentedBatches(small, data.info, 5, device, seed=1, flip=False)
     gradients = []
     for batch in batches.epoch(0):  # of 5, 5 and 1 images
-        losses = trainer.losses(batch)[1]
+        losses = trainer.criterion(trainer._forward(trainer._parallel, batch), batch.labels)
         trainer.optimizer.zero_grad()
-        trainer.weigh(losses, batch).backward()
+        scale_for_ddp(losses.total, batch).backward()
         gradients.append([p.grad.clone() for p in model.parameters()])
-    test = trainer.evaluate(Batches(data.test, data.facts, 7, device))
+    test = trainer.evaluate(Batches(data.test, data.info, 7, device))
     if rank() == 0:
         torch.save({"gradients": gradients, "errors": test.errors, "losses": test.losses,
                     "images": test.images}, sys.argv[1])
@@ -99,8 +99,8 @@ def test_training_by_two_processes(wrn, tmp_path):
     assert records[1]["train_loss"] < records[0]["train_loss"]
 
 
-def test_several_processes_need_a_gpu_each(folder, monkeypatch):
+def test_several_processes_need_a_gpu_each(wrn, monkeypatch):
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
-    with pytest.raises(folder.command_line.Refused, match="give --device cuda"):
-        folder.distributed.choose_device("cuda:0")
-    assert folder.distributed.choose_device("cpu") == torch.device("cpu")
+    with pytest.raises(wrn.command_line.UserError, match="give --device cuda"):
+        wrn.distributed.select_device("cuda:0")
+    assert wrn.distributed.select_device("cpu") == torch.device("cpu")

@@ -25,7 +25,7 @@ def pixels(tensor):
 @pytest.mark.parametrize("size", [(500, 375), (90, 200), (256, 256), (1, 1)])
 def test_square_resize_has_the_released_pixels(imagenet, tmp_path, size):
     path = write_image(tmp_path / "a.png", size=size)
-    tensor = imagenet.data.ImageFiles([path], [3], imagenet.data.evaluation_transform())[0][0]
+    tensor = imagenet.data.ImageFiles([path], [3], imagenet.presets.evaluation_transform())[0][0]
     assert tensor.shape == (3, 224, 224) and tensor.dtype == torch.float32
     assert np.array_equal(pixels(tensor).round(), released(path))
     assert abs(pixels(tensor) - released(path)).max() < 1e-3
@@ -36,7 +36,9 @@ def test_modes_are_converted_as_image_folder_does(imagenet, tmp_path, mode):
     path = tmp_path / ("a.jpg" if mode == "CMYK" else "a.png")
     with Image.open(write_image(tmp_path / "rgb.png", size=(300, 200))) as image:
         image.convert(mode).save(path)
-    tensor, label = imagenet.data.ImageFiles([path], [3], imagenet.data.evaluation_transform())[0]
+    tensor, label = imagenet.data.ImageFiles([path], [3], imagenet.presets.evaluation_transform())[
+        0
+    ]
     assert label == 3
     assert np.array_equal(pixels(tensor).round(), released(path))
 
@@ -44,13 +46,13 @@ def test_modes_are_converted_as_image_folder_does(imagenet, tmp_path, mode):
 def test_small_crops_scale_the_resize(imagenet, tmp_path):
     path = write_image(tmp_path / "a.png", size=(64, 48))
     with Image.open(path) as image:
-        tensor = imagenet.data.evaluation_transform(64)(image)
+        tensor = imagenet.presets.evaluation_transform(64)(image)
     assert np.array_equal(pixels(tensor).round(), released(path, 73, 64))
 
 
 def test_shorter_side_keeps_the_aspect_ratio(imagenet, tmp_path):
     with Image.open(write_image(tmp_path / "a.png", size=(300, 200))) as image:
-        tensor = imagenet.data.evaluation_transform(224, "shorter-side")(image)
+        tensor = imagenet.presets.evaluation_transform(224, "shorter-side")(image)
         resized = image.resize((384, 256), Image.Resampling.BICUBIC)
     assert np.array_equal(pixels(tensor).round(), np.asarray(resized.crop((80, 16, 304, 240))))
 
@@ -66,15 +68,15 @@ def test_every_image_is_in_exactly_one_share(imagenet, monkeypatch):
         assert loader.batch_size == 2
         seen += [int(i) for batch in loader for i in batch]
     assert seen == list(range(11))
-    with pytest.raises(imagenet.command_line.Refused, match="2 image"):
+    with pytest.raises(imagenet.command_line.UserError, match="2 image"):
         data.evaluation_loader(range(2), 6, 0, torch.device("cpu"))
 
 
 def test_unreadable_images_are_refused_or_marked(imagenet, tmp_path, capsys):
     path = tmp_path / "broken.jpg"
     path.write_bytes(b"not an image")
-    transform = imagenet.data.evaluation_transform(32)
-    with pytest.raises(imagenet.command_line.Refused, match="broken.jpg"):
+    transform = imagenet.presets.evaluation_transform(32)
+    with pytest.raises(imagenet.command_line.UserError, match="broken.jpg"):
         imagenet.data.ImageFiles([path], [7], transform)[0]
     tensor, label = imagenet.data.ImageFiles([path], [7], transform, skip_unreadable=True)[0]
     assert label == -1 and tensor.shape == (3, 32, 32)

@@ -88,7 +88,7 @@ def test_a_good_file_enters_the_cache_once(imagenet, server, hub):
     asked = len(Handler.asked)
     assert fetch() == path and len(Handler.asked) == asked
     path.write_bytes(b"damaged")
-    with pytest.raises(imagenet.command_line.Refused, match="remove it"):
+    with pytest.raises(imagenet.command_line.UserError, match="remove it"):
         fetch()
 
 
@@ -106,7 +106,7 @@ def test_a_good_file_enters_the_cache_once(imagenet, server, hub):
     ],
 )
 def test_anything_else_stays_out_of_it(imagenet, server, hub, name, message):
-    with pytest.raises(imagenet.command_line.Refused, match=message) as refusal:
+    with pytest.raises(imagenet.command_line.UserError, match=message) as refusal:
         imagenet.download.fetch("resnet18", f"{server[0]}/{name}", timeout_s=0.5)
     assert "drive.google.com/file/d/1P5QA" in str(refusal.value)
     assert "--model_path" in str(refusal.value)
@@ -115,17 +115,17 @@ def test_anything_else_stays_out_of_it(imagenet, server, hub, name, message):
 
 
 def test_no_network_is_refused(imagenet, hub):
-    with pytest.raises(imagenet.command_line.Refused, match="could not be fetched"):
+    with pytest.raises(imagenet.command_line.UserError, match="could not be fetched"):
         imagenet.download.fetch("resnet18", "http://127.0.0.1:9/good")
     assert list(hub.iterdir()) == []
 
 
 def test_networks_without_released_weights_are_refused(imagenet, hub):
-    with pytest.raises(imagenet.command_line.Refused, match="resnet18, resnet50, resnet152"):
+    with pytest.raises(imagenet.command_line.UserError, match="resnet18, resnet50, resnet152"):
         imagenet.download.fetch("resnet34")
 
 
 def test_gdown_is_asked_for_where_it_is_missing(imagenet, hub, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "gdown", None)
-    with pytest.raises(imagenet.command_line.Refused, match="pip install gdown"):
+    with pytest.raises(imagenet.command_line.UserError, match="pip install gdown"):
         imagenet.download.fetch("resnet50")

@@ -281,7 +281,7 @@ class Faulty(torch.nn.Module):
 )
 def test_full_memory_and_broken_outputs_are_refused(imagenet, answer, message):
     loader = torch.utils.data.DataLoader([(torch.zeros(3, 8, 8), 0)] * 4, batch_size=2)
-    with pytest.raises(imagenet.command_line.Refused, match=message):
+    with pytest.raises(imagenet.command_line.UserError, match=message):
         imagenet.evaluate.evaluate(Faulty(answer), loader, torch.device("cpu"))
 
 

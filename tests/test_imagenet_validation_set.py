@@ -9,7 +9,7 @@ def test_the_synsets_are_those_of_torchvisions_categories(imagenet):
 
     synsets = imagenet.validation_set.imagenet_synsets()
     assert len(set(synsets)) == 1000 and synsets == sorted(synsets)
-    titles = imagenet.predict.class_titles(None, 1000)
+    titles = imagenet.validation_set.class_titles(None, 1000)
     assert titles[0] == "tench (n01440764)" and titles[999] == "toilet tissue (n15075141)"
     categories = torchvision.models.ResNet18_Weights.IMAGENET1K_V1.meta["categories"]
     assert [title.split(" (n")[0] for title in titles] == categories
@@ -40,7 +40,7 @@ def test_names_in_the_checkpoint_come_before_synsets(imagenet):
     ],
 )
 def test_other_classes_are_refused(imagenet, names, classes, outputs, message):
-    with pytest.raises(imagenet.command_line.Refused, match=message):
+    with pytest.raises(imagenet.command_line.UserError, match=message):
         imagenet.validation_set.class_indices(names, classes, outputs)
 
 
@@ -86,17 +86,17 @@ def test_bad_label_files_are_refused(imagenet, flat, content, message):
     labels = flat / "labels.txt"
     if content is not None:
         labels.write_bytes(content if isinstance(content, bytes) else content.encode())
-    with pytest.raises(imagenet.command_line.Refused, match=message):
+    with pytest.raises(imagenet.command_line.UserError, match=message):
         imagenet.validation_set.find_images(flat, labels)
 
 
 def test_flat_folder_without_labels_is_refused(imagenet, flat):
-    with pytest.raises(imagenet.command_line.Refused, match="--val-labels"):
+    with pytest.raises(imagenet.command_line.UserError, match="--val-labels"):
         imagenet.validation_set.find_images(flat)
 
 
 def test_missing_empty_and_mixed_folders_are_refused(imagenet, tmp_path):
-    find, refused = imagenet.validation_set.find_images, imagenet.command_line.Refused
+    find, refused = imagenet.validation_set.find_images, imagenet.command_line.UserError
     with pytest.raises(refused, match="no such folder"):
         find(tmp_path / "nowhere")
     with pytest.raises(refused, match="contains val/"):

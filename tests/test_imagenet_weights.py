@@ -59,7 +59,7 @@ def same_logits(classifier, model, images):
 def test_wrapped_and_nested_state_dicts_load(imagenet, tmp_path, plain, images, prefix, key):
     state = prefixed(plain.state_dict(), prefix)
     torch.save({key: state, "epoch": 3} if key else state, tmp_path / "a.pth")
-    classifier = imagenet.classifier.load_classifier(ARCH, tmp_path / "a.pth")
+    classifier = imagenet.pretrained.load_model(ARCH, tmp_path / "a.pth")
     assert classifier.outputs == 1000 and classifier.class_names is None
     assert same_logits(classifier, plain, images)
 
@@ -73,23 +73,23 @@ def test_files_of_2019_load_on_a_cpu(imagenet, tmp_path, plain, images, monkeypa
     content = path.read_bytes().replace(b"ctorch\nFloatStorage\n", b"ctorch.cuda\nFloatStorage\n")
     assert content[:2] != b"PK" and b"cuda:0" in content and b"torch.cuda\n" in content
     path.write_bytes(content)
-    assert same_logits(imagenet.classifier.load_classifier(ARCH, path), plain, images)
+    assert same_logits(imagenet.pretrained.load_model(ARCH, path), plain, images)
 
 
 def test_some_batch_counts_missing_is_damage(imagenet, tmp_path, plain):
     state = dict(plain.state_dict())
     del state["conv1.1.num_batches_tracked"]
-    with pytest.raises(imagenet.command_line.Refused, match="lacks conv1.1.num_batches_tracked"):
-        imagenet.classifier.load_classifier(ARCH, save(tmp_path / "a.pth", state))
+    with pytest.raises(imagenet.command_line.UserError, match="lacks conv1.1.num_batches_tracked"):
+        imagenet.pretrained.load_model(ARCH, save(tmp_path / "a.pth", state))
 
 
 def test_branches_are_dropped_or_loaded(imagenet, tmp_path, tiny, images):
     names = [f"class{i}" for i in range(7)]
     path = save(tmp_path / "a.pt", tiny.state_dict(), class_names=names, arch="tiny")
-    alone = imagenet.classifier.load_classifier("tiny", path)
+    alone = imagenet.pretrained.load_model("tiny", path)
     assert (alone.outputs, alone.class_names) == (7, names)
     assert len(alone.model(images)) == 1 and same_logits(alone, tiny, images)
-    whole = imagenet.classifier.load_classifier("tiny", path, branches=True)
+    whole = imagenet.pretrained.load_model("tiny", path, branches=True)
     with torch.no_grad():
         pairs = list(zip(whole.model(images), tiny(images), strict=True))
     assert len(pairs) == 3 and all(torch.equal(mine, own) for mine, own in pairs)
@@ -99,7 +99,7 @@ def test_averaged_weights_come_first(imagenet, tmp_path, plain, capsys):
     averaged = {name: value + 1 for name, value in plain.state_dict().items()}
     for ema, bias in (({}, plain.fc.bias), (averaged, plain.fc.bias + 1)):
         path = save(tmp_path / "a.pt", plain.state_dict(), ema=ema)
-        found = imagenet.classifier.load_classifier(ARCH, path)
+        found = imagenet.pretrained.load_model(ARCH, path)
         assert torch.equal(found.model.network.fc.bias, bias)
         assert ("averaged weights" in capsys.readouterr().out) == bool(ema)
 
@@ -117,7 +117,7 @@ def test_branches_under_dhms_names_load(imagenet, tmp_path, tiny, images):
         state = {name.replace(own, theirs): value for name, value in state.items()}
     assert not any(name.startswith("branches") for name in state)
     path = save(tmp_path / "a.pth", prefixed(state, "module."))
-    whole = imagenet.classifier.load_classifier("tiny", path, branches=True)
+    whole = imagenet.pretrained.load_model("tiny", path, branches=True)
     with torch.no_grad():
         pairs = zip(whole.model(images), tiny(images), strict=True)
         assert all(torch.equal(mine, own) for mine, own in pairs)
@@ -126,7 +126,7 @@ def test_branches_under_dhms_names_load(imagenet, tmp_path, tiny, images):
 def test_other_classifiers_of_torchvision_load(imagenet, tmp_path):
     model = torchvision.models.squeezenet1_1(num_classes=5).eval()
     path = save(tmp_path / "a.pth", model.state_dict())
-    classifier = imagenet.classifier.load_classifier("squeezenet1_1", path)
+    classifier = imagenet.pretrained.load_model("squeezenet1_1", path)
     assert classifier.outputs == 5
     assert same_logits(classifier, model, torch.randn(1, 3, 64, 64))
 
@@ -156,13 +156,13 @@ class Code:
 )
 def test_other_content_is_refused(imagenet, tmp_path, capsys, plain, change, message):
     torch.save(change(dict(plain.state_dict())), tmp_path / "a.pth")
-    with pytest.raises(imagenet.command_line.Refused, match=message):
-        imagenet.classifier.load_classifier(ARCH, tmp_path / "a.pth")
+    with pytest.raises(imagenet.command_line.UserError, match=message):
+        imagenet.pretrained.load_model(ARCH, tmp_path / "a.pth")
     assert "must not run" not in capsys.readouterr().out
 
 
 def test_missing_and_truncated_files_are_refused(imagenet, tmp_path, plain):
-    load, refused = imagenet.classifier.load_classifier, imagenet.command_line.Refused
+    load, refused = imagenet.pretrained.load_model, imagenet.command_line.UserError
     for name in ("none.pth", "none.safetensors"):
         with pytest.raises(refused, match="no such file"):
             load(ARCH, tmp_path / name)
@@ -178,7 +178,7 @@ def test_missing_and_truncated_files_are_refused(imagenet, tmp_path, plain):
 
 
 def test_asking_for_branches_that_are_not_there_is_refused(imagenet, tmp_path, plain):
-    load, refused = imagenet.classifier.load_classifier, imagenet.command_line.Refused
+    load, refused = imagenet.pretrained.load_model, imagenet.command_line.UserError
     path = save(tmp_path / "a.pth", plain.state_dict())
     with pytest.raises(refused, match="no auxiliary branches"):
         load(ARCH, path, branches=True)
@@ -200,12 +200,12 @@ def test_the_exported_backbone_is_torchvisions(imagenet, tmp_path, tiny, images,
     alone.load_state_dict(state, strict=True)
     with torch.no_grad():
         assert torch.allclose(alone.eval()(images), tiny(images)[0], atol=1e-5)
-    assert same_logits(imagenet.classifier.load_classifier("tiny", path), alone, images)
+    assert same_logits(imagenet.pretrained.load_model("tiny", path), alone, images)
 
 
 def test_safetensors_without_its_package_is_refused(imagenet, tmp_path, plain, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "safetensors.torch", None)
-    with pytest.raises(imagenet.command_line.Refused, match="pip install safetensors"):
+    with pytest.raises(imagenet.command_line.UserError, match="pip install safetensors"):
         imagenet.weights.export_backbone(plain, tmp_path / "a.safetensors")
-    with pytest.raises(imagenet.command_line.Refused, match="pip install safetensors"):
+    with pytest.raises(imagenet.command_line.UserError, match="pip install safetensors"):
         imagenet.weights.read(tmp_path / "a.safetensors")

@@ -7,20 +7,20 @@ from PIL import Image
 from synthetic import write_image
 
 
-def test_more_pixels_than_any_photograph_has(folder, tmp_path, monkeypatch):
+def test_more_pixels_than_any_photograph_has(wrn, tmp_path, monkeypatch):
     path = write_image(tmp_path / "x.png", size=(20, 20))
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 399)
     with (
         pytest.warns(Image.DecompressionBombWarning),
-        pytest.raises(folder.command_line.Refused, match="20 x 20 pixels"),
+        pytest.raises(wrn.command_line.UserError, match="20 x 20 pixels"),
     ):
-        folder.images.read_rgb(path)
+        wrn.images.read_rgb(path)
 
 
-def test_what_pil_finds_odd_is_no_line_on_standard_error(folder, tmp_path):
+def test_what_pil_finds_odd_is_no_line_on_standard_error(wrn, tmp_path):
     path = tmp_path / "x.png"
     Image.new("P", (4, 4)).save(path, transparency=b"\0\1")
     with warnings.catch_warnings(record=True) as shown:
         warnings.simplefilter("always")
-        assert folder.command_line.exit_status(lambda: folder.images.read_rgb(path)) == 0
+        assert wrn.command_line.exit_status(lambda: wrn.images.read_rgb(path)) == 0
     assert not shown

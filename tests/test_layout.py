@@ -1,4 +1,4 @@
-"""The repository's promises about itself: twins, folders that run alone, flags that are read."""
+"""The repository's promises about itself: shared files, standalone folders, flags that are read."""
 
 import ast
 import os
@@ -10,16 +10,24 @@ import pytest
 from conftest import ROOT
 from synthetic import write_folders
 
-TWINS = (
-    "checkpoint", "command_line", "distributed", "images", "metrics", "opponent", "profiling",
-    "run_folder", "sgd", "synergy", "timing",
-)  # fmt: skip
+
+def shared_files(folder):
+    """The files that both script folders must hold, by relative path, with their contents."""
+    paths = [folder / "synergy.py", *(folder / "common").glob("*.py")]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
 
 
-@pytest.mark.parametrize("name", TWINS)
-def test_twins_are_identical(name):
-    one, other = (ROOT / folder / f"{name}.py" for folder in ("wrn_DKS", "imagenet"))
-    assert one.read_bytes() == other.read_bytes()
+def test_both_folders_share_the_loss_and_common():
+    shared = shared_files(ROOT / "wrn_DKS")
+    assert shared == shared_files(ROOT / "imagenet")
+    assert len(shared) > 5
+
+
+def test_nothing_else_is_held_twice():
+    names = [{path.name for path in (ROOT / f).iterdir()} for f in ("wrn_DKS", "imagenet")]
+    for name in set.intersection(*names) - {"synergy.py", "common", "__pycache__"}:
+        one, other = (ROOT / folder / name for folder in ("wrn_DKS", "imagenet"))
+        assert one.read_bytes() != other.read_bytes()
 
 
 def run_copy(name, tmp_path, command):
@@ -58,7 +66,7 @@ def test_every_option_is_read(request, name, options):
     """Each field of a Config is read as an attribute of it in some module of its folder."""
     scripts = request.getfixturevalue({"wrn_DKS": "wrn"}.get(name, name))
     read = set()
-    for path in scripts.path.glob("*.py"):
+    for path in scripts.path.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
                 read |= {node.attr} if node.value.id in ("config", "self") else set()

@@ -13,8 +13,8 @@ def batches(wrn):
     def make(seed=1, flip=True, batch_size=4):
         images = torch.arange(10 * 64).view(10, 1, 8, 8).repeat(1, 3, 1, 1) % 251
         split = wrn.data.Split(images.to(torch.uint8), torch.arange(10))
-        facts = wrn.data.Facts([], [0.0] * 3, [1.0] * 3)
-        return wrn.loader.AugmentedBatches(split, facts, batch_size, CPU, seed=seed, flip=flip)
+        info = wrn.data.DatasetInfo([], [0.0] * 3, [1.0] * 3)
+        return wrn.loader.AugmentedBatches(split, info, batch_size, CPU, seed=seed, flip=flip)
 
     return make
 
@@ -74,10 +74,10 @@ def test_crops_and_flips_are_those_of_the_padded_image(batches, flip):
 
 def test_normalisation_is_totensor_and_normalize(wrn):
     images = torch.randint(0, 256, (5, 3, 8, 8), dtype=torch.uint8)
-    facts = wrn.data.Facts([], [0.5, 0.4, 0.3], [0.2, 0.25, 0.3])
-    plain = wrn.loader.Batches(wrn.data.Split(images, torch.arange(5)), facts, 3, CPU)
+    info = wrn.data.DatasetInfo([], [0.5, 0.4, 0.3], [0.2, 0.25, 0.3])
+    plain = wrn.loader.Batches(wrn.data.Split(images, torch.arange(5)), info, 3, CPU)
     seen = torch.cat([batch.images for batch in plain.epoch()])
-    mean, std = (torch.tensor(v).view(3, 1, 1) for v in facts[1:])
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in info[1:])
     torch.testing.assert_close(seen, (images / 255 - mean) / std)
     assert torch.cat([batch.labels for batch in plain.epoch()]).tolist() == list(range(5))
 
@@ -92,10 +92,10 @@ def test_shares_of_several_processes(wrn, batches, monkeypatch, count):
         monkeypatch.setattr(wrn.distributed, "rank", lambda rank=rank: rank)
         parts.append(list(batches(batch_size=7).epoch(2)))
     for step, (images, labels) in enumerate(whole):
-        taken = [part[step] for part in parts if part[step].share]
+        taken = [part[step] for part in parts if part[step].batch_fraction]
         assert torch.equal(torch.cat([b.labels for b in taken]), labels)
         assert torch.equal(torch.cat([b.images for b in taken]), images)
-        assert sum(part[step].share for part in parts) == pytest.approx(1)
+        assert sum(part[step].batch_fraction for part in parts) == pytest.approx(1)
         assert all(len(part[step].labels) for part in parts)
 
 
@@ -105,4 +105,4 @@ def test_schedule_at_each_milestone(wrn):
     rates = [schedule.rate(epoch - 1) for epoch in (1, 59, 60, 119, 120, 159, 160, 200)]
     expected = [0.1, 0.1, 0.02, 0.02, 0.004, 0.004, 0.0008, 0.0008]
     assert rates == pytest.approx(expected)
-    assert [e + 1 for e in range(200) if schedule.clears_momentum(e)] == [60, 120, 160]
+    assert [e + 1 for e in range(200) if schedule.resets_momentum(e)] == [60, 120, 160]

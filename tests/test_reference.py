@@ -95,12 +95,11 @@ def run_sgd(wrn, network, dtype):
         torch.device("cpu"),
     )
     # The released code's layout: another one rounds otherwise, which a few steps amplify.
-    trainer.layout = torch.contiguous_format
-    trainer.model.to(memory_format=trainer.layout)
+    trainer.memory_format = torch.contiguous_format
+    trainer.model.to(memory_format=trainer.memory_format)
     losses = []
     for images, labels in zip(*reference.trajectory_inputs(), strict=True):
-        _, loss = trainer.losses(wrn.loader.Batch(images.to(dtype), labels, 1.0))
-        trainer.update(loss.total)
+        _, loss = trainer.train_step(wrn.loader.Batch(images.to(dtype), labels, 1.0))
         losses.append(float(loss.total.detach()))
     return torch.tensor(losses, dtype=dtype), trainer.model.eval()
 

@@ -56,7 +56,7 @@ def test_epochs_that_were_not_tested(wrn, tmp_path):
     assert wrn.report.curves(groups["dks"], "test")[0] == [1, 2, 3]
     assert wrn.report.curves(groups["dks"], "train")[0] == [1, 2, 3, 4]
     path.write_text("json_stats: " + json.dumps(untested) + "\n")
-    with pytest.raises(wrn.command_line.Refused, match="tested run"):
+    with pytest.raises(wrn.command_line.UserError, match="tested run"):
         wrn.report.read_runs(tmp_path)
 
 

@@ -65,8 +65,8 @@ def test_same_seed_same_backbone_and_logits(imagenet):
     models = []
     for build in (
         lambda: torchvision.models.resnet18(num_classes=7),
-        lambda: imagenet.resnet.resnet18(branches=False, num_classes=7),
-        lambda: imagenet.resnet.resnet18(num_classes=7),
+        lambda: imagenet.resnet.build("resnet18", branches=False, num_classes=7),
+        lambda: imagenet.resnet.build("resnet18", num_classes=7),
     ):
         torch.manual_seed(3)
         models.append(build().eval())
@@ -85,7 +85,7 @@ def test_same_seed_same_backbone_and_logits(imagenet):
 
 def test_each_branch_grows_from_its_layer(imagenet):
     """Gradients of a branch's logits reach the layers below its root and none above."""
-    model = imagenet.resnet.resnet18(num_classes=5)
+    model = imagenet.resnet.build("resnet18", num_classes=5)
     logits = model(torch.randn(2, 3, 64, 64))
     for index, last in ((1, "layer2"), (2, "layer3"), (0, "layer4")):
         model.zero_grad()
@@ -98,7 +98,7 @@ def test_each_branch_grows_from_its_layer(imagenet):
 
 def test_branches_start_as_torchvisions_layers_do(imagenet):
     torch.manual_seed(0)
-    deep = imagenet.resnet.resnet18().branches[1]
+    deep = imagenet.resnet.build("resnet18").branches[1]
     weight = deep.stages[0][0].conv2.weight  # fan-out 1024 · 9
     assert weight.std().item() == pytest.approx((2 / (1024 * 9)) ** 0.5, rel=0.01)
     assert (deep.stages[0][0].bn2.weight == 1).all()

@@ -36,23 +36,23 @@ def plain_sgd(network):
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-def test_steps_are_the_plain_ones(folder, layout):
+def test_steps_are_the_plain_ones(wrn, layout):
     network = convolutions(layout)
     other = copy.deepcopy(network)
-    step(network, folder.sgd.make_sgd(network, 0.1, 0.9, 5e-4), range(3))
+    step(network, wrn.sgd.make_sgd(network, 0.1, 0.9, 5e-4), range(3))
     step(other, plain_sgd(other), range(3))
     assert_same(network, other)
 
 
-def test_a_skipped_first_step_leaves_momentum_at_zero(folder):
+def test_a_skipped_first_step_leaves_momentum_at_zero(wrn):
     """float16's scaler skips a step whose gradients are infinite; the next is then the first."""
     network = convolutions(torch.channels_last)
     other = copy.deepcopy(network)
-    optimizer, scaler = folder.sgd.make_sgd(network, 0.1, 0.9, 5e-4), torch.amp.GradScaler("cpu")
+    optimizer, scaler = wrn.sgd.make_sgd(network, 0.1, 0.9, 5e-4), torch.amp.GradScaler("cpu")
     scaler.scale(torch.zeros(()))
     for clear in (False, True):
         if clear:
-            folder.sgd.clear_momentum(optimizer)
+            wrn.sgd.clear_momentum(optimizer)
         fill_gradients(network, 0, float("inf"))
         scaler.step(optimizer)
         scaler.update()
@@ -62,21 +62,21 @@ def test_a_skipped_first_step_leaves_momentum_at_zero(folder):
         assert_same(network, other)
 
 
-def test_momentum_is_loaded_into_its_parameters_layout(folder, tmp_path):
+def test_momentum_is_loaded_into_its_parameters_layout(wrn, tmp_path):
     """A run goes on in channels last from buffers that were saved in NCHW, as the release's are."""
     other = convolutions(torch.contiguous_format)
     plain = plain_sgd(other)
     step(other, plain, range(3))
     network = copy.deepcopy(other).to(memory_format=torch.channels_last)
-    optimizer = folder.sgd.make_sgd(network, 0.1, 0.9, 5e-4)
-    folder.checkpoint.load_optimizer(optimizer, plain.state_dict(), tmp_path / "x.pt")
+    optimizer = wrn.sgd.make_sgd(network, 0.1, 0.9, 5e-4)
+    wrn.checkpoint.load_optimizer(optimizer, plain.state_dict(), tmp_path / "x.pt")
     step(network, optimizer, [4, 5])
     step(other, plain, [4, 5])
     assert_same(network, other)
 
 
-def test_without_momentum_there_are_no_buffers(folder):
+def test_without_momentum_there_are_no_buffers(wrn):
     network = convolutions(torch.contiguous_format)
-    optimizer = folder.sgd.make_sgd(network, 0.1, 0.0, 0.0)
+    optimizer = wrn.sgd.make_sgd(network, 0.1, 0.0, 0.0)
     step(network, optimizer, [0])
     assert not optimizer.state_dict()["state"]

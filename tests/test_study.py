@@ -52,7 +52,7 @@ def test_the_paper_s_runs_are_those_of_main(wrn):
     preset = wrn.study_plan.PRESETS["paper"]
     run = next(run for run in preset.runs() if run.name == "dks-seed1")
     config, default = run.config(preset), wrn.options.parse([])
-    assert (config.decisive(), config.epochs) == (default.decisive(), default.epochs)
+    assert (config.resume_options(), config.epochs) == (default.resume_options(), default.epochs)
     assert [row.seeds for row in preset.rows] == [5] * 5
     assert {row.name for row in preset.rows} - {"ds"} == set(wrn.published.CIFAR100)
 
@@ -65,7 +65,7 @@ def test_the_runs_of_the_scaled_study(wrn):
     assert [row.seeds for row in preset.rows] == [5, 5, 5, 3, 3, 3, 3, 3]
     rows = {row.name for row in preset.rows}
     assert all(one in rows and other in rows for one, other in wrn.study_plan.PAIRS)
-    configs = {run.name: run.config(preset).decisive() for run in preset.runs()}
+    configs = {run.name: run.config(preset).resume_options() for run in preset.runs()}
     for name, different in (
         ("dks-bfloat16-seed2", {"dtype": "bfloat16"}),
         ("dks-top-down-seed2", {"direction": "top-down"}),
@@ -95,7 +95,7 @@ def test_split_of_links(wrn, images, tmp_path):
     assert (len(data.train.labels), len(data.test.labels)) == (6, 4)
     assert make(images, folder, 2, 3) == folder  # again
     for classes, count, says in ((2, 2, "another split"), (4, 2, "3 classes"), (2, 4, "more than")):
-        with pytest.raises(wrn.command_line.Refused, match=says):
+        with pytest.raises(wrn.command_line.UserError, match=says):
             make(images, folder, classes, count)
 
 

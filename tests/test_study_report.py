@@ -17,7 +17,7 @@ def write_log(wrn, folder, row, seed, last):
     run = next(run for run in preset.runs() if run.name == f"{row}-seed{seed}")
     classes, images = preset.split
     sizes = {"num_classes": classes, "n_parameters": 9, "train_images": classes * images}
-    options = run.config(preset).decisive() | {"epochs": EPOCHS, "epoch": 0} | sizes
+    options = run.config(preset).resume_options() | {"epochs": EPOCHS, "epoch": 0} | sizes
     count = 1 if row == "baseline" else 3
     records = [options, {"epoch": 1, "train_acc": 9.0, "train_time": 2.5, "peak_memory_mib": 100}]
     for epoch, error in enumerate((last + 7, last - 1, last), 2):

@@ -31,10 +31,10 @@ def double_loop(logits, direction):
 
 @pytest.mark.parametrize("direction", ["bidirectional", "top-down", "bottom-up"])
 @pytest.mark.parametrize("count", range(1, 9))
-def test_equals_the_double_loop(folder, count, direction):
+def test_equals_the_double_loop(wrn, count, direction):
     ours, plain = random_logits(count), random_logits(count)
     labels = torch.tensor([0, 1, 2, 6, 6])
-    losses = folder.synergy.SynergyLoss("dks", direction)(ours, labels)
+    losses = wrn.synergy.SynergyLoss("dks", direction)(ours, labels)
     synergy = double_loop(plain, direction)
     cross_entropies = [torch.nn.functional.cross_entropy(each, labels) for each in plain]
     torch.testing.assert_close(losses.synergy, synergy)
@@ -46,10 +46,10 @@ def test_equals_the_double_loop(folder, count, direction):
         torch.testing.assert_close(mine.grad, theirs.grad)
 
 
-def test_weights_and_methods(folder):
+def test_weights_and_methods(wrn):
     labels = torch.tensor([0, 1, 2, 6, 6])
     logits = random_logits(3)
-    SynergyLoss = folder.synergy.SynergyLoss
+    SynergyLoss = wrn.synergy.SynergyLoss
     dks = SynergyLoss("dks", aux_weight=0.5, synergy_weight=2.0)(logits, labels)
     torch.testing.assert_close(dks.total, dks.backbone + 0.5 * dks.branches + 2 * dks.synergy)
     ds = SynergyLoss("ds")(logits, labels)
@@ -62,50 +62,50 @@ def test_weights_and_methods(folder):
         SynergyLoss("dsk")
 
 
-def test_only_students_learn(folder):
+def test_only_students_learn(wrn):
     """Top-down, the backbone's classifier teaches all and learns from none."""
     logits = random_logits(3)
-    log_p = folder.synergy.log_probabilities(logits)
-    folder.synergy.synergy_loss(log_p, "top-down").backward()
+    log_p = wrn.synergy.log_probabilities(logits)
+    wrn.synergy.synergy_loss(log_p, "top-down").backward()
     assert logits[0].grad.abs().max() == 0
     assert logits[1].grad.abs().max() > 0.01
     logits = random_logits(3)
-    folder.synergy.synergy_loss(folder.synergy.log_probabilities(logits), "bottom-up").backward()
+    wrn.synergy.synergy_loss(wrn.synergy.log_probabilities(logits), "bottom-up").backward()
     assert logits[1].grad.abs().max() == 0
     assert logits[0].grad.abs().max() > 0.01
 
 
-def test_nothing_to_learn_where_all_agree(folder):
+def test_nothing_to_learn_where_all_agree(wrn):
     logits = [random_logits(1)[0]] * 4
-    for direction in folder.synergy.DIRECTIONS:
-        loss = folder.synergy.synergy_loss(folder.synergy.log_probabilities(logits), direction)
+    for direction in wrn.synergy.DIRECTIONS:
+        loss = wrn.synergy.synergy_loss(wrn.synergy.log_probabilities(logits), direction)
         assert abs(float(loss.detach())) < 1e-12
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_is_raised(folder, dtype):
+def test_half_precision_is_raised(wrn, dtype):
     logits = random_logits(3, dtype=dtype)
     labels = torch.zeros(5, dtype=torch.int64)
-    total = folder.synergy.SynergyLoss()(logits, labels).total
-    exact = folder.synergy.SynergyLoss()([each.double() for each in logits], labels).total
+    total = wrn.synergy.SynergyLoss()(logits, labels).total
+    exact = wrn.synergy.SynergyLoss()([each.double() for each in logits], labels).total
     assert total.dtype == torch.float32
     assert float(total.detach()) == pytest.approx(float(exact.detach()), rel=1e-5)
     total.backward()
     assert logits[0].grad.dtype == dtype
 
 
-def test_divergence_matrix(folder):
+def test_divergence_matrix(wrn):
     logits = random_logits(4)
-    matrix = folder.synergy.divergences(logits)
+    matrix = wrn.synergy.divergences(logits)
     p, q = logits[1].softmax(-1), logits[3].softmax(-1)
     torch.testing.assert_close(matrix[1, 3], (p * (p / q).log()).sum(-1).mean().detach())
     assert matrix.diagonal().abs().max() == 0
     torch.testing.assert_close(matrix.sum(), double_loop(logits, "bidirectional").detach())
 
 
-def test_label_smoothing_is_pytorchs(folder):
+def test_label_smoothing_is_pytorchs(wrn):
     logits, labels = random_logits(2), torch.tensor([0, 1, 2, 6, 6])
-    losses = folder.synergy.SynergyLoss("ds", label_smoothing=0.1)(logits, labels)
+    losses = wrn.synergy.SynergyLoss("ds", label_smoothing=0.1)(logits, labels)
     expected = [
         torch.nn.functional.cross_entropy(each, labels, label_smoothing=0.1) for each in logits
     ]

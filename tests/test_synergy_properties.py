@@ -23,8 +23,8 @@ def many_logits(draw, limit=1e4):
     return logits
 
 
-def synergy(folder, logits, direction="bidirectional"):
-    return folder.synergy.synergy_loss(folder.synergy.log_probabilities(logits), direction)
+def synergy(wrn, logits, direction="bidirectional"):
+    return wrn.synergy.synergy_loss(wrn.synergy.log_probabilities(logits), direction)
 
 
 def rounding(logits):
@@ -33,38 +33,36 @@ def rounding(logits):
 
 @cases
 @given(logits=many_logits(), data=st.data())
-def test_the_order_of_classifiers_does_not_matter(folder, logits, data):
+def test_the_order_of_classifiers_does_not_matter(wrn, logits, data):
     order = data.draw(st.permutations(range(len(logits))))
-    one, other = synergy(folder, logits), synergy(folder, logits[order])
+    one, other = synergy(wrn, logits), synergy(wrn, logits[order])
     torch.testing.assert_close(one, other, rtol=1e-5, atol=rounding(logits))
 
 
 @cases
 @given(logits=many_logits(), count=st.integers(1, 6))
-def test_zero_where_all_agree_and_never_below(folder, logits, count):
+def test_zero_where_all_agree_and_never_below(wrn, logits, count):
     agreeing = logits[:1].expand(count, -1, -1)
-    for direction in folder.synergy.DIRECTIONS:
-        assert synergy(folder, logits, direction) >= -rounding(logits)
-        assert abs(synergy(folder, agreeing, direction)) <= rounding(agreeing)
+    for direction in wrn.synergy.DIRECTIONS:
+        assert synergy(wrn, logits, direction) >= -rounding(logits)
+        assert abs(synergy(wrn, agreeing, direction)) <= rounding(agreeing)
 
 
 @cases
 @given(logits=many_logits())
-def test_the_two_ways_add_up_to_both(folder, logits):
-    parts = [synergy(folder, logits, direction) for direction in ("top-down", "bottom-up")]
-    torch.testing.assert_close(
-        sum(parts), synergy(folder, logits), rtol=1e-5, atol=rounding(logits)
-    )
+def test_the_two_ways_add_up_to_both(wrn, logits):
+    parts = [synergy(wrn, logits, direction) for direction in ("top-down", "bottom-up")]
+    torch.testing.assert_close(sum(parts), synergy(wrn, logits), rtol=1e-5, atol=rounding(logits))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @cases
 @given(logits=many_logits())
-def test_values_and_gradients_are_finite(folder, dtype, logits):
+def test_values_and_gradients_are_finite(wrn, dtype, logits):
     given_logits = [each.to(dtype).requires_grad_() for each in logits]
     labels = torch.arange(logits.shape[1]) % logits.shape[2]
-    for direction in folder.synergy.DIRECTIONS:
-        losses = folder.synergy.SynergyLoss("dks", direction)(given_logits, labels)
+    for direction in wrn.synergy.DIRECTIONS:
+        losses = wrn.synergy.SynergyLoss("dks", direction)(given_logits, labels)
         assert all(part.isfinite() for part in losses)
         gradients = torch.autograd.grad(losses.total, given_logits)
         assert all(gradient.isfinite().all() for gradient in gradients)

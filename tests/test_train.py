@@ -29,8 +29,9 @@ def train(imagenet):
     def main(argv):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(imagenet.train, "build", TinyNetwork)
-            # Refusals come from a loader's worker as pickles, which name their module.
-            patch.setitem(sys.modules, "command_line", imagenet.command_line)
+            # A DataLoader worker sends its exception as a pickle, which names its module.
+            for name in ("common", "common.command_line"):
+                patch.setitem(sys.modules, name, imagenet.imported[name])
             return imagenet.train.main(argv)
 
     return main

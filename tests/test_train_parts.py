@@ -34,7 +34,7 @@ def test_warmup_and_cosine(imagenet):
 
 def test_the_average_follows_the_weights(imagenet):
     network = TinyNetwork("", num_classes=3)
-    average = imagenet.ema.Average(network, decay=0.75)
+    average = imagenet.ema.ModelEma(network, decay=0.75)
     names = ("fc.weight", "features.1.running_mean")
     expected = {name: network.state_dict()[name].clone() for name in names}
     for count in range(1, 4):
@@ -50,7 +50,7 @@ def test_the_average_follows_the_weights(imagenet):
 
 
 def test_each_epoch_has_every_image_once_from_any_step_on(imagenet):
-    order = imagenet.train_data.Order(10, batch_size=4, seed=3)
+    order = imagenet.loader.ResumableBatchSampler(10, batch_size=4, seed=3)
     epochs = []
     for epoch in range(2):
         order.start(epoch, 0)
@@ -61,7 +61,7 @@ def test_each_epoch_has_every_image_once_from_any_step_on(imagenet):
         assert list(order) == epochs[-1][2:]
     indices = [[index for batch in epoch for _, index in batch] for epoch in epochs]
     assert indices[0] != indices[1] and indices[0] != sorted(indices[0])
-    other = imagenet.train_data.Order(10, batch_size=4, seed=4)
+    other = imagenet.loader.ResumableBatchSampler(10, batch_size=4, seed=4)
     assert [[index for _, index in batch] for batch in other] != [
         [index for _, index in batch] for batch in epochs[0]
     ]
@@ -71,7 +71,7 @@ def test_processes_share_out_the_batches_of_one(imagenet, monkeypatch):
     def batches(rank, world):
         monkeypatch.setattr(imagenet.distributed, "rank", lambda: rank)
         monkeypatch.setattr(imagenet.distributed, "world_size", lambda: world)
-        order = imagenet.train_data.Order(13, batch_size=6, seed=0)
+        order = imagenet.loader.ResumableBatchSampler(13, batch_size=6, seed=0)
         return list(order), [order.share(step) for step in range(order.steps)]
 
     whole, _ = batches(0, 1)
@@ -85,16 +85,16 @@ def test_processes_share_out_the_batches_of_one(imagenet, monkeypatch):
 
 
 def training_data(imagenet, files, workers, first=0, epoch=1):
-    order = imagenet.train_data.Order(len(files), batch_size=4, seed=0)
-    with imagenet.train_data.Readers() as readers:
-        data = imagenet.train_data.TrainingData(files, order, 0, workers, 2, CPU, readers)
+    order = imagenet.loader.ResumableBatchSampler(len(files), batch_size=4, seed=0)
+    with imagenet.loader.WorkerSignalGuard() as readers:
+        data = imagenet.loader.TrainingLoader(files, order, 0, workers, 2, CPU, readers)
         return list(data.epoch(epoch, first))
 
 
 @pytest.mark.parametrize("augmentation", ["crop", "resized-crop"])
 def test_augmentation_depends_on_seed_epoch_and_image_alone(imagenet, tmp_path, augmentation):
     data = write_data(tmp_path)
-    files = imagenet.image_sets.find_image_sets(data, None, 36, augmentation).train
+    files = imagenet.data.find_image_sets(data, None, 36, augmentation).train
     torch.manual_seed(1)
     whole = training_data(imagenet, files, 0)
     torch.manual_seed(2)
@@ -103,8 +103,8 @@ def test_augmentation_depends_on_seed_epoch_and_image_alone(imagenet, tmp_path, 
     assert torch.equal(torch.get_rng_state(), state)
     for one, other in zip(whole[2:], rest, strict=True):
         assert torch.equal(one.images, other.images) and torch.equal(one.labels, other.labels)
-    augmented = imagenet.train_data.Augmented(files, seed=0)
-    again = imagenet.train_data.Augmented(files, seed=1)
+    augmented = imagenet.data.AugmentedDataset(files, seed=0)
+    again = imagenet.data.AugmentedDataset(files, seed=1)
     pixels = {tuple(augmented[epoch, 5][0].flatten().tolist()) for epoch in range(4)}
     assert len(pixels) == 4 and not torch.equal(augmented[0, 5][0], again[0, 5][0])
 
@@ -114,7 +114,7 @@ def test_the_paper_s_augmentation(imagenet):
     ramp = np.tile(np.arange(0, 256, 2, dtype=np.uint8), (64, 1))  # 128 wide, 64 high
     image = Image.fromarray(np.stack([ramp, ramp, ramp], -1))
     square = np.asarray(image.resize((64, 64), Image.Resampling.BICUBIC)).astype(int)
-    transform = imagenet.train_data.training_transform("crop", 56)
+    transform = imagenet.presets.training_transform("crop", 56)
     torch.manual_seed(0)
     lefts, mirrored = set(), 0
     for _ in range(200):
@@ -133,15 +133,15 @@ def test_training_images_are_normalised_as_evaluation_s_are(imagenet, tmp_path):
     path = tmp_path / "gray.png"
     Image.new("RGB", (50, 50), (200, 100, 50)).save(path)
     make = imagenet.data.ImageFiles
-    training = make([path], [0], imagenet.train_data.training_transform("crop", 40))
+    training = make([path], [0], imagenet.presets.training_transform("crop", 40))
     (batch,) = training_data(imagenet, training, 0)
-    expected, _ = make([path], [0], imagenet.data.evaluation_transform(40))[0]
+    expected, _ = make([path], [0], imagenet.presets.evaluation_transform(40))[0]
     torch.testing.assert_close(batch.images[0], expected)
 
 
 def test_many_paths_are_kept_in_one_block(imagenet, tmp_path):
     names = [tmp_path / "a b" / "ü.png", tmp_path / "c.png"]
-    paths = imagenet.image_sets.Paths(names)
+    paths = imagenet.data.Paths(names)
     assert len(paths) == 2 and list(paths) == names
 
 
@@ -150,14 +150,14 @@ def trainer(imagenet, dtype=torch.float32, parts=1):
     network = TinyNetwork("", num_classes=3)
     loss = imagenet.synergy.SynergyLoss()
     sgd = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9)
-    ema = imagenet.ema.Average(network, 0.9)
+    ema = imagenet.ema.ModelEma(network, 0.9)
     return imagenet.engine.Trainer(network, loss, sgd, ema, dtype, parts)
 
 
 def batch_of(imagenet, count):
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(count, 3, 40, 40, generator=generator)
-    return imagenet.train_data.Batch(images, torch.arange(count) % 3, 1.0)
+    return imagenet.loader.Batch(images, torch.arange(count) % 3, 1.0)
 
 
 @pytest.mark.parametrize("parts", [2, 3, 9])
@@ -223,13 +223,13 @@ def test_small_images_are_trained_in_nchw_on_a_cpu(imagenet, size, nhwc):
     trainer = imagenet.engine.Trainer(network, imagenet.synergy.SynergyLoss(), sgd)
     images = torch.randn(2, 3, size, size)
     for given in (images, images.contiguous(memory_format=torch.channels_last)):
-        trainer.train_step(imagenet.train_data.Batch(given, torch.tensor([0, 3]), 1.0), 0.1)
+        trainer.train_step(imagenet.loader.Batch(given, torch.tensor([0, 3]), 1.0), 0.1)
     assert seen == [nhwc, nhwc]
 
 
 def test_sums_from_a_checkpoint_go_on_on_the_device(imagenet):
     """The checkpoint's are on the CPU; the meta device stands in for a GPU."""
-    sums = imagenet.metrics.Sums(torch.device("meta"))
+    sums = imagenet.metrics.MetricSums(torch.device("meta"))
     sums.add(losses=torch.zeros(3))
     sums.add(losses=torch.zeros(3, device="meta"))
     with pytest.raises(NotImplementedError, match="no data"):  # that all of it is there, then

@@ -29,27 +29,28 @@ train.build = TinyNetwork
 sys.exit(train.main(sys.argv[1:]))
 """
 
-# Gradients of a batch of 5 images and of one of 2, as `Order` shares them, in forked processes;
-# argv: folder of the results. Micro-batches are tried with two processes.
+# Gradients of a batch of 5 images and of one of 2, as the sampler divides them, in forked
+# processes; argv: folder of the results. Micro-batches are tried with two processes.
 GRADIENTS = """
-from distributed import processes, rank
+from common.distributed import distributed_context, rank
 from engine import Trainer
 from synergy import SynergyLoss
-from train_data import Batch, Order
+from loader import Batch, ResumableBatchSampler
 
 def compute(path, parts):
-    with processes("cpu"):
+    with distributed_context("cpu"):
         torch.manual_seed(0)
         images, labels = torch.randn(7, 3, 40, 40), torch.arange(7) % 3
         network = TinyNetwork("", num_classes=3)
         sgd = torch.optim.SGD(network.parameters(), lr=0.1)
         trainer = Trainer(network, SynergyLoss(), sgd, micro_batches=parts)
         trainer.parallel.eval()
-        order, gradients = Order(7, 5, seed=0), []
-        for step, keys in enumerate(order):
+        sampler, gradients = ResumableBatchSampler(7, 5, seed=0), []
+        for step, keys in enumerate(sampler):
             trainer.optimizer.zero_grad()
             own = torch.tensor([index for _, index in keys])
-            trainer.add_gradients(Batch(images[own], labels[own], order.share(step)))
+            batch = Batch(images[own], labels[own], sampler.batch_fraction(step))
+            trainer._accumulate_gradients(batch)
             gradients.append([p.grad.clone() for p in network.parameters()])
         sums = trainer.sums.totals()
         if rank() == 0:

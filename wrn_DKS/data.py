@@ -11,9 +11,9 @@ from torch import Tensor
 from torchvision import datasets
 from tqdm import tqdm
 
-from command_line import Refused, one_line
-from distributed import main_process_first, print_once, rank
-from images import Listing, list_images, read_rgb
+from common.command_line import UserError, one_line
+from common.distributed import main_process_first, print_once, rank
+from common.images import ImageListing, list_images, read_rgb
 
 CIFAR = {"CIFAR10": datasets.CIFAR10, "CIFAR100": datasets.CIFAR100}
 # The released code's normalisation of both CIFAR sets.
@@ -31,7 +31,7 @@ class Split(NamedTuple):
     labels: Tensor
 
 
-class Facts(NamedTuple):
+class DatasetInfo(NamedTuple):
     """What a trained network needs to know of its data; a checkpoint carries it."""
 
     classes: list[str]  # names in the order of the labels
@@ -44,12 +44,16 @@ class Dataset(NamedTuple):
 
     train: Split | None
     test: Split
-    facts: Facts
+    info: DatasetInfo
     flip: bool  # whether a mirrored image is as good as the image
 
 
 def load_dataset(
-    name: str, dataroot: Path | None, image_size: int, workers: int, facts: Facts | None = None
+    name: str,
+    dataroot: Path | None,
+    image_size: int,
+    workers: int,
+    info: DatasetInfo | None = None,
 ) -> Dataset:
     """Load a data set.
 
@@ -59,30 +63,32 @@ def load_dataset(
             need none.
         image_size: side in pixels to which the images of a folder are resized.
         workers: threads that decode a folder's images.
-        facts: given, only the test images are loaded, and labelled after its classes.
+        info: given, only the test images are loaded, and labelled after its classes.
 
     Raises:
-        Refused: the data are missing, damaged, can't be downloaded, or have classes that don't
+        UserError: the data are missing, damaged, can't be downloaded, or have classes that don't
             fit together.
     """
-    with_train = facts is None
+    with_train = info is None
     if name in CIFAR:
         splits, classes = load_cifar(name, dataroot, with_train)
     elif name == "digits":
         splits, classes = load_digits()
     else:
-        splits, classes = load_folder(dataroot, image_size, workers, facts and facts.classes)
-    if facts is None:
-        mean, std = (CIFAR_MEAN, CIFAR_STD) if name in CIFAR else statistics(splits["train"].images)
-        facts = Facts(classes, list(mean), list(std))
-    elif facts.classes != classes:
-        raise Refused(
+        splits, classes = load_folder(dataroot, image_size, workers, info and info.classes)
+    if info is None:
+        mean, std = (
+            (CIFAR_MEAN, CIFAR_STD) if name in CIFAR else channel_statistics(splits["train"].images)
+        )
+        info = DatasetInfo(classes, list(mean), list(std))
+    elif info.classes != classes:
+        raise UserError(
             f"--dataset {name} has other classes than the network was trained on: "
-            f"{len(classes)} from {classes[0]!r} on, expected {len(facts.classes)} "
-            f"from {facts.classes[0]!r} on; choose the data it was trained on"
+            f"{len(classes)} from {classes[0]!r} on, expected {len(info.classes)} "
+            f"from {info.classes[0]!r} on; choose the data it was trained on"
         )
     train = splits["train"] if with_train else None
-    return Dataset(train, splits["test"], facts, flip=name != "digits")
+    return Dataset(train, splits["test"], info, flip=name != "digits")
 
 
 def load_cifar(name: str, root: Path, with_train: bool) -> tuple[dict[str, Split], list[str]]:
@@ -94,7 +100,7 @@ def load_cifar(name: str, root: Path, with_train: bool) -> tuple[dict[str, Split
                 cifar = CIFAR[name](root, train=part == "train", download=rank() == 0)
         except (OSError, RuntimeError, ValueError, KeyError, EOFError) as error:
             archive = CIFAR[name].url
-            raise Refused(
+            raise UserError(
                 f"{name} is not in {root} and can't be downloaded to it ({one_line(error, 150)}); "
                 f"fetch {archive} and unpack it in {root}, or try --dataset digits, "
                 "which needs no download"
@@ -129,16 +135,16 @@ def load_folder(
     listings["test"] = list_images(tests)
     classes = known or listings["train"].classes
     if len(classes) < 2:
-        raise Refused(f"{root}: one class, {classes[0]!r}; a classifier needs at least two")
+        raise UserError(f"{root}: one class, {classes[0]!r}; a classifier needs at least two")
     strangers = sorted(set(listings["test"].classes) - set(classes))
     if strangers:
-        raise Refused(
+        raise UserError(
             f"{root}: the class {strangers[0]!r} of the test images is not among the "
             f"{len(classes)} classes trained on; remove its folder or train on it"
         )
     index = {name: label for label, name in enumerate(classes)}
     splits = {
-        part: decode(listing, [index[name] for name in listing.classes], image_size, workers)
+        part: decode_images(listing, [index[name] for name in listing.classes], image_size, workers)
         for part, listing in listings.items()
     }
     return splits, classes
@@ -147,17 +153,17 @@ def load_folder(
 def test_folder(root: Path) -> Path:
     """`root`/test or `root`/val, whichever there is."""
     if not root.is_dir():
-        raise Refused(f"--dataroot {root}: no such folder; expected one with train/ and test/")
+        raise UserError(f"--dataroot {root}: no such folder; expected one with train/ and test/")
     found = [root / name for name in ("test", "val") if (root / name).is_dir()]
     if len(found) != 1:
-        raise Refused(
+        raise UserError(
             f"--dataroot {root}: expected either test/ or val/ in it, found "
             f"{'both; remove the one that is not meant' if found else 'neither'}"
         )
     return found[0]
 
 
-def decode(listing: Listing, index: list[int], image_size: int, workers: int) -> Split:
+def decode_images(listing: ImageListing, index: list[int], image_size: int, workers: int) -> Split:
     """Read and resize (bicubic, antialiased) every image of a listing, with a progress bar."""
     size = (image_size, image_size)
     images = torch.empty(len(listing.paths), 3, *size, dtype=torch.uint8)
@@ -179,7 +185,7 @@ def decode(listing: Listing, index: list[int], image_size: int, workers: int) ->
     return Split(images, torch.tensor([index[label] for label in listing.labels]))
 
 
-def statistics(images: Tensor) -> tuple[list[float], list[float]]:
+def channel_statistics(images: Tensor) -> tuple[list[float], list[float]]:
     """Per-channel mean and standard deviation of uint8 images (N, 3, S, S), as of [0, 1]."""
     values = torch.arange(256, dtype=torch.float64) / 255
     mean, std = [], []

@@ -6,14 +6,14 @@ from pathlib import Path
 
 import torch
 
-from engine import Result, Trainer
+from common.run_folder import Log
+from engine import EpochResult, Trainer
 from options import Config
-from run_folder import Log
 from synergy import Losses
 
 LOG = "log.txt"
 PREFIX = "json_stats: "  # the released code's
-Results = dict[str, Result]  # of one epoch: "train" and, if it was tested, "test"
+EpochResults = dict[str, EpochResult]  # of one epoch: "train" and, if it was tested, "test"
 
 
 class EpochLog:
@@ -24,12 +24,12 @@ class EpochLog:
         from torch.utils.tensorboard import SummaryWriter
 
         self._log = Log(folder / LOG, PREFIX)
-        self._log.cut(epoch)
+        self._log.truncate_after(epoch)
         self._config = config
         self._classes = classes
         self._writer = SummaryWriter(folder, purge_step=epoch + 1)
 
-    def write(self, epoch: int, trainer: Trainer, results: Results) -> None:
+    def write(self, epoch: int, trainer: Trainer, results: EpochResults) -> None:
         """Log an epoch; `epoch` counts it as finished."""
         train = results["train"]
         lr = trainer.schedule.rate(epoch - 1)
@@ -64,7 +64,7 @@ class EpochLog:
         self._writer.close()
 
 
-def released_record(results: Results) -> dict:
+def released_record(results: EpochResults) -> dict:
     """The released code's keys in its meanings: whole losses, accuracies and times.
 
     ep1 is the shallow branch and ep2 the deep one; null where there is none. Losses are means
@@ -81,7 +81,7 @@ def released_record(results: Results) -> dict:
     return record
 
 
-def further_record(results: Results) -> dict:
+def further_record(results: EpochResults) -> dict:
     """What the release did not log: the losses by part, the averaged classifiers, divergences."""
     record = {
         f"{part}_loss_{name}": result.losses[name]
@@ -104,7 +104,7 @@ def peak_memory_mib(device: torch.device) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
 
 
-def scalars(results: Results) -> dict[str, float]:
+def scalars(results: EpochResults) -> dict[str, float]:
     """TensorBoard's curves of one epoch."""
     curves = {}
     for part, result in results.items():

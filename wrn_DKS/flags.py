@@ -4,7 +4,7 @@ import argparse
 import json
 from pathlib import Path
 
-from command_line import DTYPES, Parser, number
+from common.command_line import DTYPES, Parser, bounded_number
 from data import IMAGE_SIZES
 from synergy import DIRECTIONS, METHODS
 
@@ -34,16 +34,24 @@ def add_data_and_model(parser: argparse.ArgumentParser) -> None:
     )
     data.add_argument(
         "--image-size",
-        type=number(int, 8, 1024),
+        type=bounded_number(int, 8, 1024),
         help="side in pixels to which the images of a folder are resized (32 if not given)",
     )
     data.add_argument(
-        "--nthread", type=number(int, 1, 256), default=4, help="threads that decode a folder"
+        "--nthread",
+        type=bounded_number(int, 1, 256),
+        default=4,
+        help="threads that decode a folder",
     )
     model = parser.add_argument_group("model")
-    model.add_argument("--depth", type=number(int, 1, 1206), default=28, help="6n + 4 layers")
     model.add_argument(
-        "--width", type=number(float, 0, 64), default=10.0, help="factor on 16/32/64 channels"
+        "--depth", type=bounded_number(int, 1, 1206), default=28, help="6n + 4 layers"
+    )
+    model.add_argument(
+        "--width",
+        type=bounded_number(float, 0, 64),
+        default=10.0,
+        help="factor on 16/32/64 channels",
     )
     model.add_argument(
         "--dropout", action="store_true", help="drop 30 %% of activations inside the blocks"
@@ -61,7 +69,7 @@ def add_method_and_optimization(parser: argparse.ArgumentParser) -> None:
     method.add_argument(
         "--direction", choices=DIRECTIONS, default="bidirectional", help="who teaches in dks"
     )
-    weight = number(float, 0)
+    weight = bounded_number(float, 0)
     method.add_argument(
         "--aux-weight", type=weight, default=1.0, help="weight of the branches' cross-entropies"
     )
@@ -69,11 +77,18 @@ def add_method_and_optimization(parser: argparse.ArgumentParser) -> None:
         "--synergy-weight", type=weight, default=1.0, help="weight of the synergy loss"
     )
     optimization = parser.add_argument_group("optimization")
-    optimization.add_argument("--epochs", type=number(int, 1), default=200, help="epochs in all")
     optimization.add_argument(
-        "--batch_size", type=number(int, 1), default=128, help="images a step, over all processes"
+        "--epochs", type=bounded_number(int, 1), default=200, help="epochs in all"
     )
-    optimization.add_argument("--lr", type=number(float, 0), default=0.1, help="learning rate")
+    optimization.add_argument(
+        "--batch_size",
+        type=bounded_number(int, 1),
+        default=128,
+        help="images a step, over all processes",
+    )
+    optimization.add_argument(
+        "--lr", type=bounded_number(float, 0), default=0.1, help="learning rate"
+    )
     optimization.add_argument(
         "--epoch_step",
         type=milestones,
@@ -81,27 +96,38 @@ def add_method_and_optimization(parser: argparse.ArgumentParser) -> None:
         help="epochs, counted from 1, at whose start the learning rate falls",
     )
     optimization.add_argument(
-        "--lr_decay_ratio", type=number(float, 0), default=0.2, help="factor by which it falls"
+        "--lr_decay_ratio",
+        type=bounded_number(float, 0),
+        default=0.2,
+        help="factor by which it falls",
     )
     optimization.add_argument(
-        "--weight_decay", type=number(float, 0), default=5e-4, help="on every trainable tensor"
+        "--weight_decay",
+        type=bounded_number(float, 0),
+        default=5e-4,
+        help="on every trainable tensor",
     )
 
 
 def add_run_and_output(parser: argparse.ArgumentParser) -> None:
     run = parser.add_argument_group("run")
-    run.add_argument("--seed", type=number(int, 0, 2**62), default=1, help="of all random numbers")
+    run.add_argument(
+        "--seed", type=bounded_number(int, 0, 2**62), default=1, help="of all random numbers"
+    )
     run.add_argument(
         "--dtype", choices=DTYPES, default="float32", help="what the network computes in"
     )
     run.add_argument("--device", default="auto", help="cpu, cuda, cuda:N; auto: a GPU if any")
-    run.add_argument("--gpu_id", type=number(int, 0), help="the same as --device cuda:N")
+    run.add_argument("--gpu_id", type=bounded_number(int, 0), help="the same as --device cuda:N")
     run.add_argument(
-        "--ngpu", type=number(int, 1), default=1, help="more than 1 tells how to use torchrun"
+        "--ngpu",
+        type=bounded_number(int, 1),
+        default=1,
+        help="more than 1 tells how to use torchrun",
     )
     run.add_argument(
         "--test_every",
-        type=number(int, 1),
+        type=bounded_number(int, 1),
         default=1,
         help="epochs from one test to the next; the last epoch is always tested",
     )

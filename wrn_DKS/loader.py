@@ -1,4 +1,4 @@
-"""Batches of a split that lies on the device: shuffled, augmented and normalised there."""
+"""Batches of a data set held on the device: shuffled, augmented and normalized there."""
 
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -7,64 +7,63 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data import Facts, Split
-from distributed import shard
+from common.distributed import shard
+from data import DatasetInfo, Split
 
 
 class Batch(NamedTuple):
     """This process's part of a batch.
 
-    A last batch of fewer images than processes leaves some with none; such a process gets one
-    image of the batch all the same, with a share of 0, so that it can take part in the step.
+    When the last batch has fewer images than there are processes, a process without an image gets
+    a placeholder with a batch fraction of 0, so that it can take part in the step.
     """
 
-    images: Tensor  # (B, 3, S, S) float32, normalised
+    images: Tensor  # (B, 3, S, S) float32, normalized
     labels: Tensor  # (B,) int64
-    share: float  # of the whole batch's images
+    batch_fraction: float  # of the whole batch's images
 
 
 class Batches:
-    """The batches of one split; of `batch_size` images over all processes, the last one partial.
+    """The batches of one split in its own order. The last one may be partial.
 
     Args:
-        split: the images and labels; moved to the device whole.
-        facts: gives the normalisation.
-        batch_size: total over processes.
-        device: where the split is held and the batches are made.
+        split: images and labels; moved to the device as a whole.
+        info: provides mean and standard deviation.
+        batch_size: images in a batch, over all processes.
+        device: holds the split and makes the batches.
     """
 
-    def __init__(self, split: Split, facts: Facts, batch_size: int, device: torch.device):
+    def __init__(self, split: Split, info: DatasetInfo, batch_size: int, device: torch.device):
         self.images, self.labels = split.images.to(device), split.labels.to(device)
         self.batch_size = batch_size
         self.device = device
-        self._mean = torch.tensor(facts.mean, device=device).view(3, 1, 1) * 255
-        # A channel that is the same everywhere carries nothing; it must not become NaN.
-        self._scale = 1 / (torch.tensor(facts.std, device=device).view(3, 1, 1) * 255).clamp_min(1)
+        self._mean = torch.tensor(info.mean, device=device).view(3, 1, 1) * 255
+        std = torch.tensor(info.std, device=device).view(3, 1, 1) * 255
+        self._scale = 1 / std.clamp_min(1)  # a constant channel must not become NaN
 
     def __len__(self) -> int:
         return -(-len(self.labels) // self.batch_size)
 
     def epoch(self, epoch: int = 0) -> Iterator[Batch]:
-        """The whole split in its own order, as it is."""
+        """Yield the whole split in its own order."""
         for start in range(0, len(self.labels), self.batch_size):
-            whole = range(start, min(start + self.batch_size, len(self.labels)))
-            own = whole[shard(len(whole))]
-            taken = own or whole[:1]
+            batch = range(start, min(start + self.batch_size, len(self.labels)))
+            own = batch[shard(len(batch))]
+            taken = own or batch[:1]
             part = slice(taken[0], taken[-1] + 1)
-            yield self._batch(self.images[part], self.labels[part], len(own) / len(whole))
+            yield self._batch(self.images[part], self.labels[part], len(own) / len(batch))
 
-    def _batch(self, images: Tensor, labels: Tensor, share: float) -> Batch:
+    def _batch(self, images: Tensor, labels: Tensor, batch_fraction: float) -> Batch:
         pixels = images.float().sub_(self._mean).mul_(self._scale)
-        return Batch(pixels, labels, share)
+        return Batch(pixels, labels, batch_fraction)
 
 
 class AugmentedBatches(Batches):
-    """Batches for training: shuffled, and each image with its own crop and flip.
+    """Training batches: shuffled, each image randomly cropped and flipped.
 
-    As in the released code an image is padded by reflection (4 pixels at 32x32; an eighth of the
-    side at other sizes), cropped back to its size at random, and mirrored half of the time. Order
-    and augmentation are functions of (seed, epoch), whatever was drawn elsewhere, and the same
-    for any number of processes.
+    As in the released code, an image is padded by reflection (4 pixels at 32x32, an eighth of the
+    side at other sizes), cropped back to its size and mirrored with probability 1/2. Order and
+    augmentation are functions of (seed, epoch), the same for any number of processes.
     """
 
     def __init__(self, split: Split, *args, seed: int, flip: bool):
@@ -76,28 +75,28 @@ class AugmentedBatches(Batches):
         inside = torch.arange(-padding, size + padding, device=self.device).abs()
         reflected = torch.minimum(inside, 2 * (size - 1) - inside)
         padded = self.images[:, :, reflected][:, :, :, reflected]
-        # (N, 3, top, left, S, S): every crop there is, as a view.
+        # (N, 3, top, left, S, S): a view of every possible crop.
         self._crops = padded.unfold(2, size, 1).unfold(3, size, 1)
 
     def epoch(self, epoch: int = 0) -> Iterator[Batch]:
-        """The whole split in the order and with the augmentation of this epoch (0-based)."""
-        draws = generator(self._seed, epoch)
+        """Yield the whole split in the order and with the augmentation of `epoch` (0-based)."""
+        generator = seeded_generator(self._seed, epoch)
         count, offsets = len(self.labels), self._crops.shape[2]
-        order = torch.randperm(count, generator=draws).to(self.device)
-        tops, lefts = torch.randint(offsets, (2, count), generator=draws).to(self.device)
-        flips = (torch.rand(count, generator=draws) < 0.5).to(self.device)
+        order = torch.randperm(count, generator=generator).to(self.device)
+        tops, lefts = torch.randint(offsets, (2, count), generator=generator).to(self.device)
+        flips = (torch.rand(count, generator=generator) < 0.5).to(self.device)
         for start in range(0, count, self.batch_size):
-            whole = order[start : start + self.batch_size]
-            own = shard(len(whole))
-            share = (own.stop - own.start) / len(whole)
-            index = whole[own] if share else whole[:1]
+            batch = order[start : start + self.batch_size]
+            own = shard(len(batch))
+            batch_fraction = (own.stop - own.start) / len(batch)
+            index = batch[own] if batch_fraction else batch[:1]
             images = self._crops[index, :, tops[index], lefts[index]]
             if self._flip:
                 images = torch.where(flips[index].view(-1, 1, 1, 1), images.flip(3), images)
-            yield self._batch(images, self.labels[index], share)
+            yield self._batch(images, self.labels[index], batch_fraction)
 
 
-def generator(*key: int) -> torch.Generator:
-    """A CPU generator of random numbers that is a function of the key alone."""
+def seeded_generator(*key: int) -> torch.Generator:
+    """Return a CPU generator whose numbers are a function of the key alone."""
     state = np.random.SeedSequence(key).generate_state(1, np.uint64)
     return torch.Generator().manual_seed(int(state[0]) % 2**63)

@@ -2,7 +2,7 @@
 
     python main.py --save ./logs/wrn-28-10 --depth 28 --width 10 --dataroot PATH
 
-is the paper's main run: WRN-28-10 on CIFAR-100, 200 epochs. The paper reports a top-1 error of
+is the paper's main run: WRN-28-10 on CIFAR-100 for 200 epochs. The paper reports a top-1 error of
 17.24 +- 0.22 % over 5 runs (18.72 without branches).
 """
 
@@ -14,48 +14,35 @@ from pathlib import Path
 
 import torch
 
-import checkpoint
-from command_line import DTYPES, Refused, Stopped, exit_status
+from common import checkpoint
+from common.command_line import DTYPES, Interrupted, UserError, exit_status
+from common.distributed import barrier, distributed_context, print_once, rank
+from common.metrics import cost
+from common.run_folder import CHECKPOINT, LOCK, lock_run_folder, refuse_own_file
 from data import Dataset, load_dataset
-from distributed import barrier, print_once, processes, rank
-from engine import Result, Trainer
+from engine import EpochResult, Trainer
 from epoch_log import LOG, EpochLog, classifier_names
 from loader import AugmentedBatches, Batches
-from metrics import cost
 from options import Config, parse
 from progress import Progress
-from run_folder import CHECKPOINT, LOCK, held, refuse_own_file
-from run_state import network_content, read, resume, save_run
+from run_state import model_content, read_checkpoint, resume, save_run
 from schedule import StepSchedule
 from synergy import SynergyLoss
 from wide_resnet import DROPOUT, WideResNet
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit status."""
+    """Run the command line and return the exit status."""
     return exit_status(lambda: run(parse(argv)))
 
 
 def run(config: Config) -> None:
-    with processes(config.device) as device:
-        torch.backends.cudnn.benchmark = True  # the shapes of an epoch stay the same
+    with distributed_context(config.device) as device:
+        torch.backends.cudnn.benchmark = True  # image sizes do not change
         if config.evaluate:
             evaluate(config, device)
         else:
             train(config, device)
-
-
-def evaluate(config: Config, device: torch.device) -> None:
-    """Print the error of every classifier in --resume, and of their averaged probabilities."""
-    saved = read(Path(config.resume), config)
-    data = load_dataset(
-        config.dataset, config.dataroot, config.image_size, config.nthread, saved.facts
-    )
-    trainer = build(config, data, device, branches=saved.has_branches)
-    checkpoint.load_weights(trainer.model, saved.weights, saved.source)
-    test = Batches(data.test, data.facts, config.batch_size, device)
-    print_errors(trainer.evaluate(test))
-    export(config, trainer, data)
 
 
 def train(config: Config, device: torch.device) -> None:
@@ -63,74 +50,83 @@ def train(config: Config, device: torch.device) -> None:
     folder = run_folder(config)
     if config.export is not None:
         refuse_own_file("--export", config.export, folder, LOG)
-    with held(folder) if rank() == 0 else nullcontext():
-        barrier()  # the others go on once the folder is held
+    with lock_run_folder(folder) if rank() == 0 else nullcontext():
+        barrier()  # the other processes continue once the folder is locked
         path = checkpoint_to_resume(config, folder)
-        saved = path and read(path, config)
+        saved = path and read_checkpoint(path, config)
         data = load_dataset(config.dataset, config.dataroot, config.image_size, config.nthread)
-        trainer = build(config, data, device, branches=config.method != "baseline")
-        first = resume(saved, trainer, config, data.facts) if saved else 0
+        trainer = make_trainer(config, len(data.info.classes), device, config.method != "baseline")
+        finished = resume(saved, trainer, config, data.info) if saved else 0
         if saved:
-            print_once(f"resumed from {path}: {first} epochs done")
-        if first >= config.epochs:
+            print_once(f"resumed from {path}: {finished} epochs done")
+        if finished >= config.epochs:
             print_once(f"all of the {config.epochs} epochs are done")
         print_once(f"on {device}, {config.dtype}, into {folder}")
         try:
-            test = train_epochs(config, trainer, data, folder, first)
-        except Stopped:
-            saved_one = (folder / CHECKPOINT).exists()
-            more = f" with --save {folder} --resume auto" if saved_one else ""
-            print_once(f"to go on: the same command{more}")
+            test = train_epochs(config, trainer, data, folder, finished)
+        except Interrupted:
+            is_saved = (folder / CHECKPOINT).exists()
+            advice = f" with --save {folder} --resume auto" if is_saved else " again"
+            print_once(f"to continue, run the same command{advice}")
             raise
         print_errors(test)
         export(config, trainer, data)
 
 
+def evaluate(config: Config, device: torch.device) -> None:
+    """Print the error of every classifier in --resume, and of their ensemble."""
+    saved = read_checkpoint(Path(config.resume), config)
+    data = load_dataset(
+        config.dataset, config.dataroot, config.image_size, config.nthread, saved.info
+    )
+    trainer = make_trainer(config, len(data.info.classes), device, saved.has_branches)
+    checkpoint.load_weights(trainer.model, saved.weights, saved.source)
+    test = Batches(data.test, data.info, config.batch_size, device)
+    print_errors(trainer.evaluate(test))
+    export(config, trainer, data)
+
+
 def run_folder(config: Config) -> Path:
-    """--save; else the folder of the file to resume; else a new one below ./logs."""
+    """Return --save, else the folder of the file to resume, else a new one below ./logs."""
     if config.save is not None:
         return config.save
     if config.resume:
         return Path(config.resume).parent
     name = f"{config.network}-{config.method}-seed{config.seed}".lower()
     folder, number = Path("logs", name), 1
-    while taken(folder):
+    while is_taken(folder):
         number += 1
         folder = Path("logs", f"{name}-{number}")
     return folder
 
 
-def taken(folder: Path) -> bool:
-    """Whether there is anything in the folder but the lock that a refused run leaves."""
+def is_taken(folder: Path) -> bool:
+    """Return whether the folder holds more than the lock that a refused run leaves."""
     return folder.exists() and any(path.name != LOCK for path in folder.iterdir())
 
 
 def checkpoint_to_resume(config: Config, folder: Path) -> Path | None:
-    """The checkpoint to start from, or None; refuses to write over another run."""
+    """Return the checkpoint to start from, or None; refuse to write over another run."""
     own = folder / CHECKPOINT
     if config.resume == "auto":
         return own if own.exists() else None
-    resumed = Path(config.resume) if config.resume else None
+    given = Path(config.resume) if config.resume else None
     holds_run = own.exists() or (folder / LOG).exists()
-    if holds_run and (resumed is None or resumed.resolve().parent != folder.resolve()):
-        raise Refused(
-            f"--save {folder} holds a run; go on with it by --resume auto, or choose another folder"
+    if holds_run and (given is None or given.resolve().parent != folder.resolve()):
+        raise UserError(
+            f"--save {folder} holds a run; resume it with --resume auto, or choose another folder"
         )
-    return resumed
+    return given
 
 
-def build(config: Config, data: Dataset, device: torch.device, branches: bool) -> Trainer:
-    """The network that the options ask for, and what trains it; prints what it costs."""
-    classes = len(data.facts.classes)
-    network = partial(
-        WideResNet, config.depth, config.width, classes, DROPOUT if config.dropout else 0.0
-    )
+def make_trainer(config: Config, num_classes: int, device: torch.device, branches: bool) -> Trainer:
+    """Build the model, loss and schedule of the options; print the model's cost."""
+    dropout = DROPOUT if config.dropout else 0.0
+    network = partial(WideResNet, config.depth, config.width, num_classes, dropout)
     for with_branches in (False, True)[: 1 + branches]:
-        parts = "with branches, to train" if with_branches else "alone, to use"
-        print_once(
-            f"{config.network} {parts}: "
-            f"{cost(partial(network, branches=with_branches), config.image_size)}"
-        )
+        purpose = "training, with branches" if with_branches else "inference"
+        size = cost(partial(network, branches=with_branches), config.image_size)
+        print_once(f"{config.network} for {purpose}: {size}")
     torch.manual_seed(config.seed)
     return Trainer(
         network(branches=branches),
@@ -143,16 +139,16 @@ def build(config: Config, data: Dataset, device: torch.device, branches: bool) -
 
 
 def train_epochs(
-    config: Config, trainer: Trainer, data: Dataset, folder: Path, first: int
-) -> Result:
-    """Train and test from the epoch `first` (0-based) on; returns the last test's result."""
+    config: Config, trainer: Trainer, data: Dataset, folder: Path, first_epoch: int
+) -> EpochResult:
+    """Train and test from `first_epoch` (0-based) on; return the result of the last test."""
     device, size = trainer.device, config.batch_size
     batches = AugmentedBatches(
-        data.train, data.facts, size, device, seed=config.seed, flip=data.flip
+        data.train, data.info, size, device, seed=config.seed, flip=data.flip
     )
-    test_batches = Batches(data.test, data.facts, size, device)
-    log = EpochLog(folder, config, first, len(data.facts.classes)) if rank() == 0 else None
-    for epoch in range(first, config.epochs):
+    test_batches = Batches(data.test, data.info, size, device)
+    log = EpochLog(folder, config, first_epoch, len(data.info.classes)) if rank() == 0 else None
+    for epoch in range(first_epoch, config.epochs):
         progress = Progress(
             f"epoch {epoch + 1}/{config.epochs}",
             len(batches),
@@ -162,26 +158,26 @@ def train_epochs(
         if (epoch + 1) % config.test_every == 0 or epoch + 1 == config.epochs:
             results["test"] = trainer.evaluate(test_batches)
         if log:
-            # Before the checkpoint: on resuming, a line too many is cut; one too few is lost.
+            # Log first: on resume an extra line is dropped, but a missing one would be lost.
             log.write(epoch + 1, trainer, results)
-            save_run(folder / CHECKPOINT, trainer, config, data.facts, epoch + 1)
+            save_run(folder / CHECKPOINT, trainer, config, data.info, epoch + 1)
     if log:
         log.close()
-    return results["test"] if first < config.epochs else trainer.evaluate(test_batches)
+    return results["test"] if first_epoch < config.epochs else trainer.evaluate(test_batches)
 
 
-def print_errors(result: Result) -> None:
+def print_errors(result: EpochResult) -> None:
     names = classifier_names(len(result.errors))
     for name, error in zip(names, result.errors, strict=True):
         print_once(f"test error of the {name}: {error:.2f} %")
     if len(names) > 1:
-        print_once(f"test error of the averaged probabilities: {result.ensemble_error:.2f} %")
+        print_once(f"test error of the ensemble: {result.ensemble_error:.2f} %")
 
 
 def export(config: Config, trainer: Trainer, data: Dataset) -> None:
-    """Save the backbone alone, if asked to."""
+    """Save the backbone alone, if --export is given."""
     if config.export is not None and rank() == 0:
-        content = network_content(trainer.model.backbone_state(), config, data.facts)
+        content = model_content(trainer.model.backbone_state(), config, data.info)
         checkpoint.save(config.export, content)
         print_once(f"exported the backbone to {config.export}")
 

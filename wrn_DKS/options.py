@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from command_line import DTYPES, Refused, require_file, require_file_name
+from common.command_line import DTYPES, UserError, require_file, require_writable_file
 from data import IMAGE_SIZES
 from flags import build_parser
 from wide_resnet import blocks_per_group, group_channels
@@ -50,57 +50,59 @@ class Config:
         values["epoch_step"] = list(self.epoch_step)
         return {key: str(v) if isinstance(v, Path) else v for key, v in values.items()}
 
-    def decisive(self) -> dict:
+    def resume_options(self) -> dict:
         """The options that a resumed run must share with the run it resumes."""
-        return {key: value for key, value in self.plain().items() if key in DECISIVE}
+        return {key: value for key, value in self.plain().items() if key in RESUME_MUST_MATCH}
 
 
 # Options on which the numbers depend that a run of so many epochs ends with.
-FREE = (
+RESUME_MAY_CHANGE = (
     "dataroot", "nthread", "epochs", "device", "test_every", "resume", "save", "evaluate", "export",
 )  # fmt: skip
-DECISIVE = tuple(field.name for field in fields(Config) if field.name not in FREE)
+RESUME_MUST_MATCH = tuple(
+    field.name for field in fields(Config) if field.name not in RESUME_MAY_CHANGE
+)
 
 
 def parse(argv: Sequence[str] | None = None) -> Config:
     """The command line as a `Config`; `argv` defaults to the process's own.
 
     Raises:
-        Refused: an option is unknown or malformed, or options contradict each other.
+        UserError: an option is unknown or malformed, or options contradict each other.
     """
     options = vars(build_parser().parse_args(argv))
     gpus, gpu = options.pop("ngpu"), options.pop("gpu_id")
     if gpus > 1:
-        raise Refused(
+        raise UserError(
             f"--ngpu {gpus}: start a process a GPU by torchrun --nproc_per_node {gpus} main.py …"
         )
     if gpu is not None:
         if options["device"] != "auto":
-            raise Refused("--gpu_id and --device both choose the device; give one of them")
+            raise UserError("--gpu_id and --device both choose the device; give one of them")
         options["device"] = f"cuda:{gpu}"
     options["dtype"] = str(DTYPES[options["dtype"]]).removeprefix("torch.")  # half is float16
     own_size = IMAGE_SIZES[options["dataset"]]
     options["image_size"] = options["image_size"] or own_size
     if options["dataset"] != "folder" and options["image_size"] != own_size:
-        raise Refused(f"--image-size: {options['dataset']} has images of {own_size} pixels only")
+        raise UserError(f"--image-size: {options['dataset']} has images of {own_size} pixels only")
     try:
         blocks_per_group(options["depth"])
         group_channels(options["width"])
     except ValueError as error:
-        raise Refused(f"--{error}") from error  # begins with `depth` or `width`
+        raise UserError(f"--{error}") from error  # begins with `depth` or `width`
     return check_files(Config(**options))
 
 
 def check_files(config: Config) -> Config:
     """Refuse options about files that can't go together."""
     if config.evaluate and config.resume in ("", "auto"):
-        raise Refused("--evaluate needs --resume FILE, the checkpoint to evaluate")
+        raise UserError("--evaluate needs --resume FILE, the checkpoint to evaluate")
     if config.resume == "auto" and config.save is None:
-        raise Refused("--resume auto looks for the checkpoint in --save DIR; give that too")
+        raise UserError("--resume auto looks for the checkpoint in --save DIR; give that too")
     if config.resume not in ("", "auto"):
         require_file("--resume", Path(config.resume), "a checkpoint")
     if config.export is not None:
         if config.export.exists():
-            raise Refused(f"--export {config.export}: already there; choose another name")
-        require_file_name("--export", config.export)
+            raise UserError(f"--export {config.export}: already there; choose another name")
+        require_writable_file("--export", config.export)
     return config

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator
 
 from tqdm import tqdm
 
-from distributed import rank
+from common.distributed import rank
 
 
 class Progress:

@@ -15,10 +15,10 @@ from statistics import mean, stdev
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from command_line import Parser, Refused, exit_status
+from common.command_line import Parser, UserError, exit_status
+from common.run_folder import Log
 from epoch_log import LOG, PREFIX
-from options import DECISIVE
-from run_folder import Log
+from options import RESUME_MUST_MATCH
 from synergy import METHODS
 
 COLORS = {"baseline": "tab:gray", "ds": "tab:blue", "dks": "tab:red"}  # others: matplotlib's own
@@ -45,7 +45,7 @@ def report(options: argparse.Namespace) -> None:
     """Print the table and draw the figure.
 
     Raises:
-        Refused: there is no log in one of the folders, or the figure can't be written.
+        UserError: there is no log in one of the folders, or the figure can't be written.
     """
     groups = grouped([run for folder in options.folders for run in read_runs(folder)])
     print(table(groups))
@@ -53,7 +53,7 @@ def report(options: argparse.Namespace) -> None:
     try:
         figure.savefig(options.figure, dpi=150)
     except (OSError, ValueError) as error:
-        raise Refused(f"--figure {options.figure}: can't be written ({error})") from error
+        raise UserError(f"--figure {options.figure}: can't be written ({error})") from error
     print(f"\nerror curves: {options.figure}")
 
 
@@ -68,7 +68,7 @@ def read_runs(folder: Path) -> list[Run]:
     runs = [records for path in logs if tested(records := Log(path, PREFIX).records())]
     if not runs:
         found = "no log.txt of a tested run in it" if folder.is_dir() else "no such folder"
-        raise Refused(f"{folder}: {found}; give the --save folder of a run")
+        raise UserError(f"{folder}: {found}; give the --save folder of a run")
     return runs
 
 
@@ -78,7 +78,9 @@ def grouped(runs: list[Run]) -> dict[str, list[Run]]:
     Baseline comes first, DKS last. Runs that have come to different epochs are in different groups.
     """
     runs = sorted(runs, key=lambda run: [run[-1].get("method") != name for name in METHODS])
-    keys = [{key: str(run[-1].get(key)) for key in DECISIVE if key != "seed"} for run in runs]
+    keys = [
+        {key: str(run[-1].get(key)) for key in RESUME_MUST_MATCH if key != "seed"} for run in runs
+    ]
     for key, run in zip(keys, runs, strict=True):
         key["epochs"] = str(tested(run)[-1]["epoch"])
     differing = [name for name in keys[0] if len({key[name] for key in keys}) > 1]

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import torch
 
-import checkpoint
-from command_line import Refused
-from data import Facts
-from distributed import print_once, world_size
+from common import checkpoint
+from common.command_line import UserError
+from common.distributed import print_once, world_size
+from data import DatasetInfo
 from engine import Trainer
 from legacy import is_legacy, legacy_momentum, legacy_state_dict
 from options import Config
@@ -35,48 +35,48 @@ RUN_KEYS = {"optimizer": dict, "scaler": dict, "epoch": int, "options": dict, "p
 
 
 @dataclass(frozen=True)
-class Saved:
+class LoadedCheckpoint:
     """A checkpoint that was read: ours, an exported backbone, or one of the released code."""
 
     source: Path
     content: dict
     weights: dict[str, torch.Tensor]  # under our names
-    facts: Facts | None  # the release's files say nothing of their data
+    info: DatasetInfo | None  # the release's files say nothing of their data
 
     @property
     def has_branches(self) -> bool:
         return any(str(name).startswith("branches.") for name in self.weights)
 
 
-def network_content(model: dict, config: Config, facts: Facts) -> dict:
+def model_content(model: dict, config: Config, info: DatasetInfo) -> dict:
     """What both a checkpoint and an exported backbone hold."""
     return {
         "format": FORMAT,
         "depth": config.depth,
         "width": config.width,
         "image_size": config.image_size,
-        "classes": list(facts.classes),
-        "mean": list(facts.mean),
-        "std": list(facts.std),
+        "classes": list(info.classes),
+        "mean": list(info.mean),
+        "std": list(info.std),
         "model": model,
     }
 
 
-def save_run(path: Path, trainer: Trainer, config: Config, facts: Facts, epoch: int) -> None:
+def save_run(path: Path, trainer: Trainer, config: Config, info: DatasetInfo, epoch: int) -> None:
     """Save all of a run after `epoch` finished epochs.
 
     Raises:
-        Refused: it can't be written, or the network holds values that are not finite, which the
+        UserError: it can't be written, or the network holds values that are not finite, which the
             last step can bring about after the loss was seen; the file before is kept.
     """
     state = trainer.model.state_dict()
     bad = [name for name, tensor in state.items() if not tensor.isfinite().all()]
     if bad:
-        raise Refused(
+        raise UserError(
             f"after epoch {epoch} {checkpoint.listing(bad)} of the network is not finite; the last "
             "checkpoint is from before it; try a lower --lr"
         )
-    content = network_content(state, config, facts)
+    content = model_content(state, config, info)
     content |= {
         "optimizer": trainer.optimizer.state_dict(),
         "scaler": trainer.scaler.state_dict(),
@@ -87,71 +87,73 @@ def save_run(path: Path, trainer: Trainer, config: Config, facts: Facts, epoch: 
     checkpoint.save(path, content)
 
 
-def read(path: Path, config: Config) -> Saved:
+def read_checkpoint(path: Path, config: Config) -> LoadedCheckpoint:
     """Read a checkpoint for the network that the options ask for.
 
     Raises:
-        Refused: it is no checkpoint of ours or the release's, or of another network.
+        UserError: it is no checkpoint of ours or the release's, or of another network.
     """
     content = checkpoint.load(path)
     if is_legacy(content):
         try:
-            return Saved(path, content, legacy_state_dict(content["params"]), None)
+            return LoadedCheckpoint(path, content, legacy_state_dict(content["params"]), None)
         except (KeyError, TypeError, AttributeError) as error:
-            raise Refused(
+            raise UserError(
                 f"{path}: its parameters are not the released code's ({error})"
             ) from error
     checkpoint.require(content, NETWORK_KEYS, path)
     unknown = content.keys() - NETWORK_KEYS.keys() - RUN_KEYS.keys()
     if content["format"] != FORMAT or unknown:
         what = f"the unknown key {min(map(str, unknown))!r}" if unknown else content["format"]
-        raise Refused(f"{path}: expected format {FORMAT}, found {what}; use a newer version")
-    facts = Facts(content["classes"], content["mean"], content["std"])
-    check_facts(facts, path)
+        raise UserError(f"{path}: expected format {FORMAT}, found {what}; use a newer version")
+    info = DatasetInfo(content["classes"], content["mean"], content["std"])
+    check_dataset_info(info, path)
     for flag in ("depth", "width", "image_size"):
         if content[flag] != getattr(config, flag):
-            raise Refused(
+            raise UserError(
                 f"{path} has {flag} {content[flag]}, the options ask for {getattr(config, flag)}; "
                 f"give --{flag} {content[flag]}"
             )
-    return Saved(path, content, content["model"], facts)
+    return LoadedCheckpoint(path, content, content["model"], info)
 
 
-def check_facts(facts: Facts, source: Path) -> None:
+def check_dataset_info(info: DatasetInfo, source: Path) -> None:
     """Refuse classes that aren't names, or statistics that aren't three finite numbers."""
-    statistics = [*facts.mean, *facts.std]
+    statistics = [*info.mean, *info.std]
     numbers = all(isinstance(v, float) and abs(v) < 1e6 for v in statistics)
-    if len(facts.mean) != 3 or len(facts.std) != 3 or not numbers or min(facts.std) < 0:
-        raise Refused(f"{source}: mean and std are not three numbers each; the file is damaged")
-    if not facts.classes or not all(isinstance(name, str) for name in facts.classes):
-        raise Refused(f"{source}: the classes are not names; the file is damaged")
+    if len(info.mean) != 3 or len(info.std) != 3 or not numbers or min(info.std) < 0:
+        raise UserError(f"{source}: mean and std are not three numbers each; the file is damaged")
+    if not info.classes or not all(isinstance(name, str) for name in info.classes):
+        raise UserError(f"{source}: the classes are not names; the file is damaged")
 
 
-def resume(saved: Saved, trainer: Trainer, config: Config, facts: Facts) -> int:
+def resume(saved: LoadedCheckpoint, trainer: Trainer, config: Config, info: DatasetInfo) -> int:
     """Put the trainer where the checkpoint left it; returns the number of finished epochs.
 
     Raises:
-        Refused: it can't be resumed with these options and data.
+        UserError: it can't be resumed with these options and data.
     """
     content, source = saved.content, saved.source
-    if saved.facts is None:
+    if saved.info is None:
         return resume_legacy(saved, trainer)
     if "optimizer" not in content:
-        raise Refused(f"{source} is an exported backbone; resume needs a run's checkpoint")
+        raise UserError(f"{source} is an exported backbone; resume needs a run's checkpoint")
     checkpoint.require(content, RUN_KEYS, source)
     changed = [
         f"--{flag} {value} (was {content['options'].get(flag)})"
-        for flag, value in config.decisive().items()
+        for flag, value in config.resume_options().items()
         if content["options"].get(flag) != value
     ]
     changed += [f"--{flag} (unknown)" for flag in content["options"].keys() - config.plain().keys()]
     if changed:
-        raise Refused(
+        raise UserError(
             f"{source} was made with other options: {'; '.join(changed)}; resume with the same, "
             "or start afresh in another folder"
         )
-    if saved.facts != facts:
-        raise Refused(f"{source} was trained on other data than --dataroot {config.dataroot} holds")
+    if saved.info != info:
+        raise UserError(
+            f"{source} was trained on other data than --dataroot {config.dataroot} holds"
+        )
     if content["processes"] != world_size():
         print_once(
             f"resumed with {world_size()} processes where there were {content['processes']}: "
@@ -164,7 +166,7 @@ def resume(saved: Saved, trainer: Trainer, config: Config, facts: Facts) -> int:
     return finished_epochs(content, source)
 
 
-def resume_legacy(saved: Saved, trainer: Trainer) -> int:
+def resume_legacy(saved: LoadedCheckpoint, trainer: Trainer) -> int:
     """The same from a checkpoint of the released training script."""
     checkpoint.require(saved.content, {"epoch": int, "optimizer": dict}, saved.source)
     checkpoint.load_weights(trainer.model, saved.weights, saved.source)
@@ -172,7 +174,7 @@ def resume_legacy(saved: Saved, trainer: Trainer) -> int:
     try:
         momentum = legacy_momentum(saved.content, names)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise Refused(f"{saved.source}: its optimizer is not the released code's") from error
+        raise UserError(f"{saved.source}: its optimizer is not the released code's") from error
     groups = trainer.optimizer.state_dict()["param_groups"]
     state = {"state": momentum, "param_groups": groups}
     checkpoint.load_optimizer(trainer.optimizer, state, saved.source)
@@ -181,5 +183,5 @@ def resume_legacy(saved: Saved, trainer: Trainer) -> int:
 
 def finished_epochs(content: dict, source: Path) -> int:
     if content["epoch"] < 0:
-        raise Refused(f"{source}: {content['epoch']} finished epochs; the file is damaged")
+        raise UserError(f"{source}: {content['epoch']} finished epochs; the file is damaged")
     return content["epoch"]

@@ -22,6 +22,6 @@ class StepSchedule(NamedTuple):
                 rate *= self.ratio
         return rate
 
-    def clears_momentum(self, epoch: int) -> bool:
+    def resets_momentum(self, epoch: int) -> bool:
         """Whether `epoch`, 0-based, begins without momentum."""
         return epoch + 1 in self.milestones

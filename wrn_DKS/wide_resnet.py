@@ -138,12 +138,12 @@ class WideResNet(nn.Module):
             stride = 2 if i else 1
             self.groups.append(stage(in_channels, out_channels, blocks, stride, dropout))
         self.classifier = Classifier(channels[-1], num_classes)
-        self.apply(initialise)
+        self.apply(initialize)
         self._rows = branch_table(depth, width) if branches else ()
         self.branches = nn.ModuleList(
             Branch(channels[row.group], row.stages, num_classes, dropout) for row in self._rows
         )
-        self.branches.apply(initialise)
+        self.branches.apply(initialize)
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """Images (B, 3, H, W) to logits (B, K): the backbone's, then each branch's.
@@ -182,7 +182,7 @@ def group_channels(width: float) -> tuple[int, int, int]:
     return channels
 
 
-def initialise(module: nn.Module) -> None:
+def initialize(module: nn.Module) -> None:
     """Draw a layer's parameters as the released code does.
 
     Convolutions and linear layers: Kaiming normal, fan-in, gain sqrt(2); biases 0. Batch

@@ -120,7 +120,7 @@ def integers(content: dict, draws: random.Random) -> tuple:
 
 
 def other_width(content: dict, draws: random.Random) -> tuple:
-    # Sums over an epoch are float64 and as they should be.
+    # MetricSums over an epoch are float64 and as they should be.
     sums = content.pop("sums", None)
     kind = draws.choice([torch.float64, torch.float16, torch.bfloat16])
     place = replace_tensor(content, draws, lambda value: value.to(kind))

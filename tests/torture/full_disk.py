@@ -30,15 +30,15 @@ def fill(run: SmallRun, number: int, limit: int) -> None:
     """Make this process's files full at `limit` bytes during its save of that number."""
     run.before()
     checkpoint = run.script.folder.checkpoint
-    whole, saves = checkpoint.write_whole, iter(range(1, number + 1))
+    whole, saves = checkpoint.write_atomically, iter(range(1, number + 1))
 
-    def write_whole(*arguments):
+    def write_atomically(*arguments):
         if next(saves, None) == number:
             hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
             resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
         whole(*arguments)
 
-    checkpoint.write_whole = write_whole
+    checkpoint.write_atomically = write_atomically
 
 
 def full_for_all(attempt: Attempt) -> None:

@@ -79,7 +79,7 @@ def send_at(child: Child, save: Path, signum: int, delay_s: float) -> None:
 def signal_in_save(run: SmallRun, signum: int, number: int, moment: str, byte: int) -> None:
     """Make this process send itself a signal in the save of that number."""
     checkpoint = run.script.folder.checkpoint
-    whole, saves = checkpoint.write_whole, iter(range(1, number + 1))
+    whole, saves = checkpoint.write_atomically, iter(range(1, number + 1))
     send, rename = partial(os.kill, os.getpid(), signum), os.replace
 
     def renaming(source, target):
@@ -89,7 +89,7 @@ def signal_in_save(run: SmallRun, signum: int, number: int, moment: str, byte: i
         if moment == "after renaming":
             send()
 
-    def write_whole(path: Path, write: Callable) -> None:
+    def write_atomically(path: Path, write: Callable) -> None:
         if next(saves, None) != number:
             return whole(path, write)
         if moment == "written":
@@ -97,7 +97,7 @@ def signal_in_save(run: SmallRun, signum: int, number: int, moment: str, byte: i
         with mock.patch.object(os, "replace", renaming):
             return whole(path, write)
 
-    checkpoint.write_whole = write_whole
+    checkpoint.write_atomically = write_atomically
 
 
 class Watched:

@@ -177,7 +177,7 @@ def expect_pixels(attempt: Attempt, made: Picture) -> None:
     for script in (CIFAR, EVALUATION):
         try:
             pixels = np.array(script.folder.images.read_rgb(made.path))
-        except script.folder.command_line.Refused as refusal:
+        except script.folder.command_line.UserError as refusal:
             expect(made.pixels is None, "refused", refusal)
             expect(str(made.path) in str(refusal), "expected the path in", refusal)
         else:

@@ -76,14 +76,14 @@ def same_folder(attempt: Attempt) -> None:
     def before() -> None:
         run.before()
         checkpoint = run.script.folder.checkpoint
-        whole = checkpoint.write_whole
+        whole = checkpoint.write_atomically
 
         def wait_and_write(*arguments):
             while not refused.exists():
                 time.sleep(POLL_S)
             whole(*arguments)
 
-        checkpoint.write_whole = wait_and_write
+        checkpoint.write_atomically = wait_and_write
 
     words = run.words(attempt, save)
     both = [attempt.start(run.script, words, before) for _ in range(2)]

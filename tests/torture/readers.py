@@ -99,7 +99,7 @@ READERS = (
         "resume-cifar",
         CIFAR,
         resume_cifar,
-        lambda place: other_options(place, CIFAR.folder.options.FREE),
+        lambda place: other_options(place, CIFAR.folder.options.RESUME_MAY_CHANGE),
         resumes=True,
     ),
     Reader(
@@ -112,7 +112,9 @@ READERS = (
         "resume-training",
         TRAINING,
         resume_training,
-        lambda place: other_options(place, (*TRAINING.folder.train_options.FREE, "epochs")),
+        lambda place: other_options(
+            place, (*TRAINING.folder.train_options.RESUME_MAY_CHANGE, "epochs")
+        ),
         resumes=True,
     ),
     # Others' files hold anything around the weights; class names and the like may be missing.

@@ -39,7 +39,9 @@ TRAINING = Script(IMAGENET, "train")
 
 def modules(folder: ScriptFolder) -> dict:
     """Every module of a folder, by name."""
-    return {path.stem: getattr(folder, path.stem) for path in folder.path.glob("*.py")}
+    for path in folder.path.glob("*.py"):
+        getattr(folder, path.stem)
+    return folder.imported
 
 
 def import_all() -> None:

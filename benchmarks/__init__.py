@@ -1,0 +1,1 @@
+"""Speed and memory of both script folders against the released configuration."""

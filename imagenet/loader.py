@@ -1,0 +1,204 @@
+"""Batches of images: the resumable sampler, the training loader and the evaluation loader."""
+
+import multiprocessing
+import os
+import signal
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Subset
+
+from common.command_line import UserError
+from common.distributed import shard, world_size
+from data import AugmentedDataset, ImageFiles, derived_seed
+from presets import IMAGENET_MEAN, IMAGENET_STD
+
+
+class ResumableBatchSampler:
+    """Batch sampler of this process that can start at any step of any epoch.
+
+    The order is a function of (seed, epoch). A batch holds the same images for any number of
+    processes, each of which takes a contiguous part of it. The last batch may be partial.
+
+    Args:
+        num_images: size of the data set, N.
+        batch_size: images in a batch, over all processes.
+        seed: of the order.
+    """
+
+    def __init__(self, num_images: int, batch_size: int, seed: int):
+        self.steps = -(-num_images // batch_size)  # in an epoch
+        self._num_images = num_images
+        self._batch_size = batch_size
+        self._seed = seed
+        self._epoch = self._first_step = 0
+
+    def start_at(self, epoch: int, first_step: int) -> None:
+        """Make the next iteration yield the batches of `epoch` from `first_step` on."""
+        self._epoch, self._first_step = epoch, first_step
+
+    def batch_fraction(self, step: int) -> float:
+        """Return this process's fraction of the batch, from 0 to 1."""
+        batch = self._batch(step)
+        return len(batch[shard(len(batch))]) / len(batch)
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        generator = torch.Generator().manual_seed(derived_seed(self._seed, self._epoch))
+        order = torch.randperm(self._num_images, generator=generator)
+        for step in range(self._first_step, self.steps):
+            batch = self._batch(step)
+            # A process whose fraction is 0 gets one image all the same; its weight will be 0.
+            own = batch[shard(len(batch))] or batch[:1]
+            yield [(self._epoch, index) for index in order[own.start : own.stop].tolist()]
+
+    def _batch(self, step: int) -> range:
+        """Positions of a batch in the order of the epoch."""
+        start = step * self._batch_size
+        return range(start, min(start + self._batch_size, self._num_images))
+
+
+class Batch(NamedTuple):
+    """This process's part of a batch, at least one image."""
+
+    images: Tensor  # (B, 3, S, S) float32, normalized, channels last
+    labels: Tensor  # (B,) int64
+    batch_fraction: float  # of the whole batch's images; 0 for a placeholder that does not count
+
+
+class WorkerSignalGuard:
+    """Keep DataLoader workers alive while the run still needs them.
+
+    A terminal or a scheduler signals every process of a run. The main process needs its workers
+    to finish the step and save, so they ignore the signals, and obey SIGTERM, by which
+    DataLoader ends them in the last resort, only after the block.
+    """
+
+    def __init__(self):
+        self._finished = multiprocessing.Event()
+
+    def __enter__(self) -> "WorkerSignalGuard":
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self._finished.set()
+
+    def __call__(self, worker: int) -> None:
+        """Set up a worker; a `worker_init_fn`."""
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, self._exit_if_finished)
+
+    def _exit_if_finished(self, signum, frame) -> None:
+        if self._finished.is_set():
+            os._exit(0)
+
+
+class TrainingLoader:
+    """Augmented batches of this process, on the device.
+
+    Args:
+        files: yields uint8 images (3, S, S) and labels.
+        sampler: of the batches.
+        seed: of the augmentation.
+        workers: DataLoader workers for each process of the run; 0 loads in the main process.
+        prefetch: batches that each worker prepares ahead.
+        device: of the batches.
+        worker_init: sets up a worker.
+    """
+
+    def __init__(
+        self,
+        files: ImageFiles,
+        sampler: ResumableBatchSampler,
+        seed: int,
+        workers: int,
+        prefetch: int,
+        device: torch.device,
+        worker_init: Callable[[int], None],
+    ):
+        self.sampler = sampler
+        self._device = device
+        self._mean = 255 * torch.tensor(IMAGENET_MEAN, device=device).view(3, 1, 1)
+        self._std = 255 * torch.tensor(IMAGENET_STD, device=device).view(3, 1, 1)
+        self._loader = DataLoader(
+            AugmentedDataset(files, seed),
+            batch_sampler=sampler,
+            num_workers=workers,
+            worker_init_fn=worker_init,
+            persistent_workers=workers > 0,
+            prefetch_factor=prefetch if workers else None,
+            pin_memory=device.type == "cuda",
+            generator=torch.Generator(),  # its own, so that the global one is left alone
+        )
+
+    def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
+        """Yield the batches of an epoch (0-based) from `first_step` on.
+
+        Raises:
+            UserError: an image cannot be read.
+        """
+        self.sampler.start_at(epoch, first_step)
+        for step, (images, labels) in enumerate(
+            device_batches(self._loader, self._device), first_step
+        ):
+            images = images.float().sub_(self._mean).div_(self._std)
+            yield Batch(images, labels, self.sampler.batch_fraction(step))
+
+
+def evaluation_loader(
+    dataset: Dataset,
+    batch_size: int,
+    workers: int,
+    device: torch.device,
+    worker_init: Callable[[int], None],
+) -> DataLoader:
+    """Build the loader of this process's part of a data set, in order, each image once.
+
+    Args:
+        dataset: has a length; usually `ImageFiles`.
+        batch_size: images in a batch, over all processes.
+        workers: DataLoader workers for each process of the run; 0 loads in the main process.
+        device: of the batches.
+        worker_init: sets up a worker; a `WorkerSignalGuard`.
+
+    Raises:
+        UserError: there are fewer images than processes.
+    """
+    count = len(dataset)
+    if count < world_size():
+        raise UserError(
+            f"{count} image(s) for {world_size()} processes: each needs one; start fewer processes"
+        )
+    return DataLoader(
+        Subset(dataset, range(*shard(count).indices(count))),
+        batch_size=-(-batch_size // world_size()),
+        num_workers=workers,
+        worker_init_fn=worker_init,
+        persistent_workers=workers > 0,
+        pin_memory=device.type == "cuda",
+    )
+
+
+def device_batches(loader: DataLoader, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield the loader's batches on `device`: images (B, 3, S, S), channels last, labels (B,).
+
+    Raises:
+        UserError: an image cannot be read, or a worker was killed.
+    """
+    try:
+        for images, labels in loader:
+            images = images.to(device, non_blocking=True, memory_format=torch.channels_last)
+            yield images, labels.to(device, non_blocking=True)
+    except UserError as error:
+        # DataLoader puts the worker's traceback before the message. The traceback of this process
+        # is dropped because it forms a reference cycle that would keep the workers alive.
+        reason = str(error).rsplit("UserError: ", 1)[-1]
+        raise UserError(reason) from error.with_traceback(None)
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise UserError(
+            "a DataLoader worker was killed, usually because memory ran out; use a smaller -j or -b"
+        ) from error

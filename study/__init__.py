@@ -1,0 +1,1 @@
+"""The study: baseline, deep supervision and DKS over several seeds."""

@@ -1,0 +1,102 @@
+"""The study's logs: one small file per run, committed, from which everything is reported.
+
+The first line, epoch 0, holds the options and sizes of the run. Each further line holds one epoch
+under the keys of `log.txt`. The file is written when the run ends, so a run with a file is done.
+"""
+
+import json
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from common.command_line import UserError
+from common.run_folder import Log
+from epoch_log import PREFIX
+from options import RESUME_MUST_MATCH
+from study.plan import Preset, Run
+
+SIZES = ("num_classes", "n_parameters", "train_images", "test_images")
+EPOCH_KEYS = (
+    "epoch", "train_loss", "train_acc", "test_loss", "test_acc", "test_acc_ep1", "test_acc_ep2",
+    "test_error_ensemble", "test_divergences", "train_time", "test_time", "peak_memory_mib",
+)  # fmt: skip
+
+
+class LoggedRun(NamedTuple):
+    """A finished run."""
+
+    options: dict  # includes the sizes
+    epochs: list[dict]
+
+
+Study = dict[str, dict[int, LoggedRun]]  # by row, then by seed
+
+
+def log_path(folder: Path, run: Run) -> Path:
+    return folder / f"{run.name}.jsonl"
+
+
+def write_log(source: Path, target: Path) -> None:
+    """Write what the study needs of a run's `log.txt` to `target`.
+
+    Raises:
+        OSError: a file cannot be read or written.
+    """
+    full = Log(source, PREFIX).records()
+    last = full[-1]
+    options = {key: last[key] for key in ("epochs", *RESUME_MUST_MATCH, *SIZES)}
+    records = [{"epoch": 0, "torch": torch.__version__, **options}]
+    records += [{key: rounded(r[key]) for key in EPOCH_KEYS if key in r} for r in full]
+    temporary = target.with_name(target.name + ".tmp")
+    temporary.write_text("".join(json.dumps(record) + "\n" for record in records))
+    os.replace(temporary, target)
+
+
+def rounded(value: object) -> object:
+    """Round floats, also in nested lists, to four decimals."""
+    if isinstance(value, list):
+        return [rounded(each) for each in value]
+    return round(value, 4) if isinstance(value, float) else value
+
+
+def read_run(folder: Path, run: Run, preset: Preset) -> LoggedRun | None:
+    """Return a finished run, or None if it is not finished.
+
+    Raises:
+        UserError: the log is of a run with other options.
+    """
+    path = log_path(folder, run)
+    if not path.exists():
+        return None
+    options, *epochs = Log(path).records() or [{}]
+    config = run.config(preset)
+    expected = {"epochs": config.epochs, **config.resume_options()}
+    if preset.split:
+        num_classes, images = preset.split
+        expected |= {"num_classes": num_classes, "train_images": num_classes * images}
+    for key, value in expected.items():
+        if options.get(key) != value:
+            raise UserError(
+                f"{path}: log of a run with {key} {options.get(key)}, not {value}; choose another "
+                "--logs folder"
+            )
+    done = epochs and epochs[-1]["epoch"] == config.epochs
+    return LoggedRun(options, epochs) if done else None
+
+
+def read_study(folder: Path, preset: Preset) -> Study:
+    """Return all finished runs, by row in the order of the plan, then by seed.
+
+    Raises:
+        UserError: no run is finished, or a log is of a run with other options.
+    """
+    study: Study = {}
+    for row in preset.rows:
+        runs = {run.seed: read_run(folder, run, preset) for run in preset.runs() if run.row == row}
+        if done := {seed: logged for seed, logged in runs.items() if logged}:
+            study[row.name] = done
+    if not study:
+        raise UserError(f"{folder}: no log of a finished run; study/run.py writes the logs")
+    return study

@@ -1,0 +1,1 @@
+"""Modules that both script folders hold, byte for byte, so that each folder runs alone."""
