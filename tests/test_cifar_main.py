@@ -95,7 +95,7 @@ def test_other_methods(main, tmp_path, method, capsys):
     assert record["train_loss_synergy"] == 0
     assert (record["train_acc_ep1"] is None) == (method == "baseline")
     lines = capsys.readouterr().out
-    assert ("averaged probabilities" in lines) == (method == "ds")
+    assert ("of the ensemble" in lines) == (method == "ds")
     assert "77,850" not in lines and "multiply-adds an image" in lines
 
 
@@ -177,7 +177,7 @@ def test_evaluate_and_export(main, run, tmp_path, capsys):
         ("backbone", 100 - last["test_acc"]),
         ("shallow branch", 100 - last["test_acc_ep1"]),
         ("deep branch", 100 - last["test_acc_ep2"]),
-        ("averaged probabilities", last["test_error_ensemble"]),
+        ("ensemble", last["test_error_ensemble"]),
     ):
         assert f"{name}: {error:.2f} %" in lines
     content = torch.load(exported, weights_only=True)
@@ -286,7 +286,7 @@ def test_stopped_before_anything_is_saved(wrn, main, tmp_path, monkeypatch, caps
 
     monkeypatch.setattr(wrn.engine.Trainer, "train_epoch", stop)
     assert main("--epochs", 1, "--save", tmp_path / "x") == 143
-    assert capsys.readouterr().out.endswith("to go on: the same command\n")
+    assert capsys.readouterr().out.endswith("to continue, run the same command again\n")
 
 
 def test_nothing_is_overwritten(main, run, tmp_path, capsys):

@@ -58,18 +58,18 @@ def test_shorter_side_keeps_the_aspect_ratio(imagenet, tmp_path):
 
 
 def test_every_image_is_in_exactly_one_share(imagenet, monkeypatch):
-    data, distributed = imagenet.data, imagenet.distributed
+    loaders, distributed = imagenet.loader, imagenet.distributed
     seen = []
     for rank in range(3):
-        for module in (data, distributed):
+        for module in (loaders, distributed):
             monkeypatch.setattr(module, "world_size", lambda: 3)
         monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
-        loader = data.evaluation_loader(range(11), 6, 0, torch.device("cpu"))
+        loader = loaders.evaluation_loader(range(11), 6, 0, torch.device("cpu"), None)
         assert loader.batch_size == 2
         seen += [int(i) for batch in loader for i in batch]
     assert seen == list(range(11))
     with pytest.raises(imagenet.command_line.UserError, match="2 image"):
-        data.evaluation_loader(range(2), 6, 0, torch.device("cpu"))
+        loaders.evaluation_loader(range(2), 6, 0, torch.device("cpu"), None)
 
 
 def test_unreadable_images_are_refused_or_marked(imagenet, tmp_path, capsys):

@@ -66,7 +66,7 @@ def test_errors_are_counted_over_all_thousand_classes(run, weights, data, tmp_pa
     assert f"SHA-256 {content['sha256']}" in out and len(content["sha256"]) == 64
 
 
-def test_branches_and_averaged_probabilities(imagenet, run, tmp_path, monkeypatch):
+def test_branches_and_their_ensemble(imagenet, run, tmp_path, monkeypatch):
     """Backbone and deep branch always say b, whose index is 0, the shallow branch a."""
     resnet = imagenet.resnet
     row = resnet.Network(
@@ -76,7 +76,7 @@ def test_branches_and_averaged_probabilities(imagenet, run, tmp_path, monkeypatc
         deep=(resnet.Stage(1, 8),),
     )
     monkeypatch.setitem(resnet.NETWORKS, "resnet18", row)
-    model = resnet.resnet18(num_classes=7)
+    model = resnet.build("resnet18", num_classes=7)
     always(model.fc, [0, 1])
     always(model.branches[0].classifier, [1])
     always(model.branches[1].classifier, [0, 1])
@@ -249,7 +249,7 @@ def test_bad_input_is_refused_in_one_line(run, weights, data, arguments, message
 def test_another_image_size_than_in_training_is_said(run, weights, data, tmp_path, size):
     content = {"model": torch.load(weights), "options": {"image_size": size}}
     status, out, _ = run(*NETWORK, save(tmp_path / "a.pth", content), data)
-    assert status == 0 and ("--image-size 64 is as in training" in out) == (size == 64)
+    assert status == 0 and ("--image-size 64 matches training" in out) == (size == 64)
 
 
 def test_images_of_a_size_that_the_network_cannot_take(run, data, tmp_path):

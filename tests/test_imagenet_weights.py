@@ -60,7 +60,7 @@ def test_wrapped_and_nested_state_dicts_load(imagenet, tmp_path, plain, images, 
     state = prefixed(plain.state_dict(), prefix)
     torch.save({key: state, "epoch": 3} if key else state, tmp_path / "a.pth")
     classifier = imagenet.pretrained.load_model(ARCH, tmp_path / "a.pth")
-    assert classifier.outputs == 1000 and classifier.class_names is None
+    assert classifier.num_classes == 1000 and classifier.class_names is None
     assert same_logits(classifier, plain, images)
 
 
@@ -87,7 +87,7 @@ def test_branches_are_dropped_or_loaded(imagenet, tmp_path, tiny, images):
     names = [f"class{i}" for i in range(7)]
     path = save(tmp_path / "a.pt", tiny.state_dict(), class_names=names, arch="tiny")
     alone = imagenet.pretrained.load_model("tiny", path)
-    assert (alone.outputs, alone.class_names) == (7, names)
+    assert (alone.num_classes, alone.class_names) == (7, names)
     assert len(alone.model(images)) == 1 and same_logits(alone, tiny, images)
     whole = imagenet.pretrained.load_model("tiny", path, branches=True)
     with torch.no_grad():
@@ -127,7 +127,7 @@ def test_other_classifiers_of_torchvision_load(imagenet, tmp_path):
     model = torchvision.models.squeezenet1_1(num_classes=5).eval()
     path = save(tmp_path / "a.pth", model.state_dict())
     classifier = imagenet.pretrained.load_model("squeezenet1_1", path)
-    assert classifier.outputs == 5
+    assert classifier.num_classes == 5
     assert same_logits(classifier, model, torch.randn(1, 3, 64, 64))
 
 

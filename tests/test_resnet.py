@@ -41,7 +41,7 @@ def test_size_follows_from_the_table(imagenet, arch, block, expansion, shallow, 
         stage(block, e, 256 * e, *deep),
     )
     with torch.device("meta"):
-        model = getattr(imagenet.resnet, arch)(num_classes=10)
+        model = imagenet.resnet.build(arch, num_classes=10)
     for branch, count, width in zip(model.branches, expected, (second, deep[0]), strict=True):
         sizes = sum(p.numel() for p in branch.parameters())
         assert sizes == count + (width * e + 1) * 10
@@ -53,7 +53,7 @@ def test_without_branches_it_is_torchvisions_network(imagenet, arch):
         return getattr(torchvision.models, arch)()
 
     def ours():
-        return getattr(imagenet.resnet, arch)(branches=False)
+        return imagenet.resnet.build(arch, branches=False)
 
     assert imagenet.metrics.cost(ours, 224) == imagenet.metrics.cost(plain, 224)
     with torch.device("meta"):

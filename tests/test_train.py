@@ -124,7 +124,7 @@ def test_a_signal_saves_within_a_step(
         if where == "a step":
             call_at(patch, imagenet.engine.Trainer, "train_step", 2, send)
         else:
-            call_at(patch, imagenet.evaluate, "counts", 1, send)
+            call_at(patch, imagenet.evaluate, "batch_counts", 1, send)
         assert train(argv) == status
     assert checkpoint(tmp_path)["step"] == (2 if where == "a step" else STEPS)
     assert not records(tmp_path) if (tmp_path / "log.jsonl").exists() else True

@@ -50,15 +50,15 @@ def test_the_average_follows_the_weights(imagenet):
 
 
 def test_each_epoch_has_every_image_once_from_any_step_on(imagenet):
-    order = imagenet.loader.ResumableBatchSampler(10, batch_size=4, seed=3)
+    sampler = imagenet.loader.ResumableBatchSampler(10, batch_size=4, seed=3)
     epochs = []
     for epoch in range(2):
-        order.start(epoch, 0)
-        epochs.append(list(order))
+        sampler.start_at(epoch, 0)
+        epochs.append(list(sampler))
         assert sorted(index for batch in epochs[-1] for _, index in batch) == list(range(10))
         assert [len(batch) for batch in epochs[-1]] == [4, 4, 2]
-        order.start(epoch, 2)
-        assert list(order) == epochs[-1][2:]
+        sampler.start_at(epoch, 2)
+        assert list(sampler) == epochs[-1][2:]
     indices = [[index for batch in epoch for _, index in batch] for epoch in epochs]
     assert indices[0] != indices[1] and indices[0] != sorted(indices[0])
     other = imagenet.loader.ResumableBatchSampler(10, batch_size=4, seed=4)
@@ -71,8 +71,8 @@ def test_processes_share_out_the_batches_of_one(imagenet, monkeypatch):
     def batches(rank, world):
         monkeypatch.setattr(imagenet.distributed, "rank", lambda: rank)
         monkeypatch.setattr(imagenet.distributed, "world_size", lambda: world)
-        order = imagenet.loader.ResumableBatchSampler(13, batch_size=6, seed=0)
-        return list(order), [order.share(step) for step in range(order.steps)]
+        sampler = imagenet.loader.ResumableBatchSampler(13, batch_size=6, seed=0)
+        return list(sampler), [sampler.batch_fraction(step) for step in range(sampler.steps)]
 
     whole, _ = batches(0, 1)
     parts = [batches(rank, 3) for rank in range(3)]
@@ -85,9 +85,9 @@ def test_processes_share_out_the_batches_of_one(imagenet, monkeypatch):
 
 
 def training_data(imagenet, files, workers, first=0, epoch=1):
-    order = imagenet.loader.ResumableBatchSampler(len(files), batch_size=4, seed=0)
+    sampler = imagenet.loader.ResumableBatchSampler(len(files), batch_size=4, seed=0)
     with imagenet.loader.WorkerSignalGuard() as readers:
-        data = imagenet.loader.TrainingLoader(files, order, 0, workers, 2, CPU, readers)
+        data = imagenet.loader.TrainingLoader(files, sampler, 0, workers, 2, CPU, readers)
         return list(data.epoch(epoch, first))
 
 
@@ -141,7 +141,7 @@ def test_training_images_are_normalised_as_evaluation_s_are(imagenet, tmp_path):
 
 def test_many_paths_are_kept_in_one_block(imagenet, tmp_path):
     names = [tmp_path / "a b" / "ü.png", tmp_path / "c.png"]
-    paths = imagenet.data.Paths(names)
+    paths = imagenet.data.PathArray(names)
     assert len(paths) == 2 and list(paths) == names
 
 
@@ -166,7 +166,7 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(imagenet, parts):
     losses = []
     for each in (whole, parted):
         each.parallel.eval()
-        losses.append(each.add_gradients(batch_of(imagenet, 7)))
+        losses.append(each._accumulate_gradients(batch_of(imagenet, 7)))
     torch.testing.assert_close(*losses)
     for one, other in zip(whole.model.parameters(), parted.model.parameters(), strict=True):
         torch.testing.assert_close(one.grad, other.grad, rtol=1e-5, atol=1e-6)
@@ -217,7 +217,7 @@ def test_small_images_are_trained_in_nchw_on_a_cpu(imagenet, size, nhwc):
             seen.append(features.is_contiguous(memory_format=torch.channels_last))
             return (features.mean((2, 3)),)
 
-    layout = imagenet.engine.fastest_layout(size, CPU)
+    layout = imagenet.engine.memory_format(size, CPU)
     network = Network(torch.nn.Conv2d(3, 4, 3)).to(memory_format=layout)
     sgd = torch.optim.SGD(network.parameters(), lr=0.1)
     trainer = imagenet.engine.Trainer(network, imagenet.synergy.SynergyLoss(), sgd)
