@@ -1,43 +1,81 @@
 """The loss of Deeply-supervised Knowledge Synergy (Sun et al., CVPR 2019, arXiv 1906.00675).
 
-Every classifier of a network, the backbone's and the auxiliary branches', learns from the labels
-by cross-entropy; and every ordered pair of them adds the *synergy loss* KL(p_teacher || p_student),
-p = softmax(logits), through which only the student learns.
+A network with auxiliary branches has N classifiers with probabilities p_i = softmax(logits_i).
+Each learns from the labels y, and each ordered pair (j, i) in which j teaches i adds a term:
 
-Departure from the released code: it adds 1e-8 to the probabilities and takes their logarithm,
-which is NaN in half precision. Here the logarithm is log_softmax, in float32 at least.
+    L = sum_i CE(y, p_i)  +  sum_(j, i) KL(p_j || p_i)        (the paper's method section)
+
+The second sum is the synergy loss. Its gradient reaches the student i only: the teacher's
+probabilities p_j are detached.
+
+Departure from the released code: it adds 1e-8 to the probabilities before the logarithm, which is
+NaN in half precision. Here the logarithm is log_softmax, in float32 at least.
 """
 
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 METHODS = ("baseline", "ds", "dks")
-DIRECTIONS = ("bidirectional", "top-down", "bottom-up")
+# Which classifier j teaches which i, by comparing their depths.
+DIRECTIONS = {"bidirectional": torch.ne, "top-down": torch.gt, "bottom-up": torch.lt}
+
+
+def pairwise_divergences(logits: Sequence[Tensor]) -> Tensor:
+    """Return the divergences between all classifiers, (N, N): KL(p_j || p_i) at [j, i].
+
+    Args:
+        logits: N tensors (B, K). Half precision is computed in float32; float64 stays.
+
+    Returns:
+        Means over the batch. Teachers are detached: the gradient reaches the student i only.
+    """
+    log_p = torch.stack([in_float32(each) for each in logits]).log_softmax(-1)  # (N, B, K)
+    students, teachers = log_p.unsqueeze(0), log_p.detach().unsqueeze(1)
+    pointwise = F.kl_div(students, teachers, reduction="none", log_target=True)  # (N, N, B, K)
+    return pointwise.sum(-1).mean(-1)
+
+
+def synergy_loss(divergences: Tensor, direction: str = "bidirectional") -> Tensor:
+    """Return the sum of the divergences (N, N) of the pairs in which j teaches i, a scalar.
+
+    Args:
+        divergences: from `pairwise_divergences` of logits ordered as `SynergyLoss` expects.
+        direction: one of `DIRECTIONS`. `bidirectional`: every classifier teaches every other;
+            `top-down`: the deeper teaches the shallower; `bottom-up`: the reverse.
+    """
+    count = len(divergences)
+    # The backbone's classifier comes first in the logits and is the deepest: N - 1, 0, 1, ...
+    depth = (torch.arange(count, device=divergences.device) - 1) % count
+    teaches = DIRECTIONS[direction](depth.unsqueeze(1), depth.unsqueeze(0))  # (N, N)
+    return (divergences * teaches).sum()
 
 
 class Losses(NamedTuple):
-    """What `SynergyLoss` returns: scalars, means over the batch, the parts without weights."""
+    """Scalars returned by `SynergyLoss`: means over the batch. The parts are not weighted."""
 
     total: Tensor  # backbone + aux_weight * branches + synergy_weight * synergy
     backbone: Tensor  # cross-entropy of the backbone's classifier
     branches: Tensor  # sum of the branches' cross-entropies
-    synergy: Tensor  # sum of the divergences between classifiers
+    synergy: Tensor  # the synergy loss
 
 
 class SynergyLoss(nn.Module):
-    """The sum of all cross-entropies and, for the method `dks`, of the synergy loss.
+    """The sum of all cross-entropies and, for the method `dks`, the synergy loss.
 
     Args:
-        method: `baseline` (the backbone alone), `ds` (deep supervision: branches learn from the
-            labels only) or `dks`.
-        direction: which classifiers teach in `dks`. `bidirectional`: each teaches each other one;
-            `top-down`: the deeper teaches the shallower; `bottom-up`: the reverse.
-        aux_weight: weight of the branches' cross-entropies; the paper's and the release's is 1.
-        synergy_weight: weight of the synergy loss; likewise 1.
-        label_smoothing: share of each target spread evenly over all classes; 0 in the paper.
+        method: `baseline` (the backbone alone), `ds` (deep supervision: the branches learn from
+            the labels only) or `dks`.
+        direction: which classifiers teach which in `dks`; see `synergy_loss`.
+        aux_weight: weight of the branches' cross-entropies; 1 in the paper and the release.
+        synergy_weight: weight of the synergy loss; 1 in the paper and the release.
+        label_smoothing: fraction of each target spread evenly over all classes; 0 in the paper.
+
+    Raises:
+        ValueError: there is no such method or direction.
     """
 
     def __init__(
@@ -61,79 +99,21 @@ class SynergyLoss(nn.Module):
         """Compute the losses of one batch.
 
         Args:
-            logits: N tensors (B, K), the backbone's first, then the branches' from shallow to
-                deep. Half precision is raised to float32; float64 stays.
-            labels: (B,) class indices, int64.
+            logits: N tensors (B, K): the backbone's, then the branches' from shallow to deep.
+            labels: class indices (B,), int64.
         """
-        log_p = log_probabilities(logits)  # (N, B, K)
-        cross_entropy = self._cross_entropy(log_p, labels)  # (N,)
+        logits = [in_float32(each) for each in logits]
+        cross_entropy = torch.stack(
+            [F.cross_entropy(each, labels, label_smoothing=self.label_smoothing) for each in logits]
+        )  # (N,)
+        synergy = cross_entropy.new_zeros(())
         if self.method == "dks":
-            synergy = synergy_loss(log_p, self.direction)
-        else:
-            synergy = log_p.new_zeros(())
+            synergy = synergy_loss(pairwise_divergences(logits), self.direction)
         backbone, branches = cross_entropy[0], cross_entropy[1:].sum()
         total = backbone + self.aux_weight * branches + self.synergy_weight * synergy
         return Losses(total, backbone, branches, synergy)
 
-    def _cross_entropy(self, log_p: Tensor, labels: Tensor) -> Tensor:
-        """Mean over the batch, (N,), from log-probabilities (N, B, K)."""
-        index = labels.expand(len(log_p), -1).unsqueeze(-1)  # (N, B, 1)
-        loss = -log_p.gather(-1, index).squeeze(-1).mean(-1)
-        if self.label_smoothing:
-            loss = torch.lerp(loss, -log_p.mean((-1, -2)), self.label_smoothing)
-        return loss
 
-
-def log_probabilities(logits: Sequence[Tensor]) -> Tensor:
-    """Log-softmax of N logits (B, K) as one tensor (N, B, K), in float32 at least."""
-    stacked = torch.stack(tuple(logits))
-    if stacked.dtype in (torch.float16, torch.bfloat16):
-        stacked = stacked.float()
-    return stacked.log_softmax(-1)
-
-
-def synergy_loss(log_p: Tensor, direction: str = "bidirectional") -> Tensor:
-    """The sum over teacher-student pairs of KL(p_teacher || p_student), mean over the batch.
-
-    Each divergence is the student's cross-entropy with the teacher's probabilities less the
-    teacher's entropy. So the sum is that of n_j <p_j, log p_j> over the teachers, n_j students
-    each, less that of <t_i, log p_i> over the students, t_i being the sum of their teachers'
-    probabilities: the cost is N terms and not N². Where all teach all, the pairs i = j may stay
-    in, since they add nothing to value or gradient, and <Σ t, log p_i> = <t, Σ log p_i>.
-
-    Args:
-        log_p: (N, B, K) log-probabilities, the backbone's first, branches from shallow to deep.
-        direction: one of `DIRECTIONS`.
-
-    Returns:
-        A scalar of the dtype of `log_p`, to rounding of N² log K. Gradients reach students only:
-        teachers are detached.
-    """
-    if direction != "bidirectional":
-        # In depth order the backbone's classifier is the last, since it is the deepest.
-        by_depth = log_p.roll(-1, 0)
-        log_p = by_depth if direction == "bottom-up" else by_depth.flip(0)  # each teaches the next
-    count, batch, _ = log_p.shape
-    teachers = log_p.detach()
-    p = teachers.exp()
-    if direction == "bidirectional":
-        entropies = count * inner(p, teachers)
-        cross_entropies = inner(p.sum(0), log_p.sum(0))
-    else:
-        students = torch.arange(count - 1, -1, -1, device=p.device, dtype=p.dtype)
-        entropies = inner(students.view(-1, 1, 1) * p, teachers)
-        cross_entropies = inner(p[:-1].cumsum(0), log_p[1:])
-    return (entropies - cross_entropies) / batch
-
-
-def inner(a: Tensor, b: Tensor) -> Tensor:
-    """<a, b> over all elements; nothing of their size is stored between."""
-    return torch.dot(a.reshape(-1), b.reshape(-1))
-
-
-@torch.no_grad()
-def divergences(logits: Sequence[Tensor]) -> Tensor:
-    """All pairwise divergences for the log, (N, N): KL(p_j || p_i) at [j, i], batch mean."""
-    log_p = log_probabilities(logits)
-    teachers, students = log_p.unsqueeze(1), log_p.unsqueeze(0)
-    return (teachers.exp() * (teachers - students)).sum(-1).mean(-1)
+def in_float32(logits: Tensor) -> Tensor:
+    """Return half-precision logits in float32; float32 and float64 as they are."""
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))

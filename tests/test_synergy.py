@@ -62,28 +62,38 @@ def test_weights_and_methods(wrn):
         SynergyLoss("dsk")
 
 
+def synergy(wrn, logits, direction="bidirectional"):
+    return wrn.synergy.synergy_loss(wrn.synergy.pairwise_divergences(logits), direction)
+
+
 def test_only_students_learn(wrn):
-    """Top-down, the backbone's classifier teaches all and learns from none."""
+    """Top-down, the backbone's classifier is the deepest: it teaches all and learns from none."""
     logits = random_logits(3)
-    log_p = wrn.synergy.log_probabilities(logits)
-    wrn.synergy.synergy_loss(log_p, "top-down").backward()
+    synergy(wrn, logits, "top-down").backward()
     assert logits[0].grad.abs().max() == 0
     assert logits[1].grad.abs().max() > 0.01
     logits = random_logits(3)
-    wrn.synergy.synergy_loss(wrn.synergy.log_probabilities(logits), "bottom-up").backward()
+    synergy(wrn, logits, "bottom-up").backward()
     assert logits[1].grad.abs().max() == 0
     assert logits[0].grad.abs().max() > 0.01
 
 
-def test_nothing_to_learn_where_all_agree(wrn):
-    logits = [random_logits(1)[0]] * 4
+def test_classifiers_that_agree_give_exactly_zero(wrn):
+    logits = [random_logits(1, 256, 1000, torch.float32)[0]] * 16
+    assert wrn.synergy.pairwise_divergences(logits).abs().max() == 0
     for direction in wrn.synergy.DIRECTIONS:
-        loss = wrn.synergy.synergy_loss(wrn.synergy.log_probabilities(logits), direction)
-        assert abs(float(loss.detach())) < 1e-12
+        assert synergy(wrn, logits, direction) == 0
+
+
+@pytest.mark.parametrize("direction", ["bidirectional", "top-down", "bottom-up"])
+def test_float32_is_accurate_at_imagenet_s_size(wrn, direction):
+    logits = random_logits(3, 256, 1000, torch.float32)
+    exact = float(double_loop([each.double() for each in logits], direction).detach())
+    assert float(synergy(wrn, logits, direction).detach()) == pytest.approx(exact, rel=1e-6)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_is_raised(wrn, dtype):
+def test_half_precision_logits_are_computed_in_float32(wrn, dtype):
     logits = random_logits(3, dtype=dtype)
     labels = torch.zeros(5, dtype=torch.int64)
     total = wrn.synergy.SynergyLoss()(logits, labels).total
@@ -94,9 +104,21 @@ def test_half_precision_is_raised(wrn, dtype):
     assert logits[0].grad.dtype == dtype
 
 
+def test_autocast_does_not_change_the_loss_or_its_gradients(wrn):
+    labels = torch.tensor([0, 1, 2, 6, 6])
+    inside, outside = random_logits(3, dtype=torch.float32), random_logits(3, dtype=torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        losses = wrn.synergy.SynergyLoss()(inside, labels)
+    plain = wrn.synergy.SynergyLoss()(outside, labels)
+    assert losses == plain and all(part.dtype == torch.float32 for part in losses)
+    losses.total.backward()
+    plain.total.backward()
+    assert all(torch.equal(a.grad, b.grad) for a, b in zip(inside, outside, strict=True))
+
+
 def test_divergence_matrix(wrn):
     logits = random_logits(4)
-    matrix = wrn.synergy.divergences(logits)
+    matrix = wrn.synergy.pairwise_divergences(logits).detach()
     p, q = logits[1].softmax(-1), logits[3].softmax(-1)
     torch.testing.assert_close(matrix[1, 3], (p * (p / q).log()).sum(-1).mean().detach())
     assert matrix.diagonal().abs().max() == 0

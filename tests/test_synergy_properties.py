@@ -1,4 +1,4 @@
-"""What holds for the loss whatever the logits are."""
+"""Properties of the loss that hold for any logits."""
 
 import math
 
@@ -24,7 +24,7 @@ def many_logits(draw, limit=1e4):
 
 
 def synergy(wrn, logits, direction="bidirectional"):
-    return wrn.synergy.synergy_loss(wrn.synergy.log_probabilities(logits), direction)
+    return wrn.synergy.synergy_loss(wrn.synergy.pairwise_divergences(logits), direction)
 
 
 def rounding(logits):
@@ -41,16 +41,16 @@ def test_the_order_of_classifiers_does_not_matter(wrn, logits, data):
 
 @cases
 @given(logits=many_logits(), count=st.integers(1, 6))
-def test_zero_where_all_agree_and_never_below(wrn, logits, count):
+def test_never_negative_and_zero_where_all_agree(wrn, logits, count):
     agreeing = logits[:1].expand(count, -1, -1)
     for direction in wrn.synergy.DIRECTIONS:
         assert synergy(wrn, logits, direction) >= -rounding(logits)
-        assert abs(synergy(wrn, agreeing, direction)) <= rounding(agreeing)
+        assert synergy(wrn, agreeing, direction) == 0
 
 
 @cases
 @given(logits=many_logits())
-def test_the_two_ways_add_up_to_both(wrn, logits):
+def test_the_two_directions_add_up_to_bidirectional(wrn, logits):
     parts = [synergy(wrn, logits, direction) for direction in ("top-down", "bottom-up")]
     torch.testing.assert_close(sum(parts), synergy(wrn, logits), rtol=1e-5, atol=rounding(logits))
 

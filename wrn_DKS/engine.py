@@ -13,7 +13,7 @@ from common.sgd import clear_momentum, make_sgd
 from loader import Batch, Batches, seeded_generator
 from progress import Progress
 from schedule import StepSchedule
-from synergy import Losses, SynergyLoss, divergences
+from synergy import Losses, SynergyLoss, pairwise_divergences
 
 MOMENTUM = 0.9  # the paper's and the released code's
 
@@ -123,7 +123,7 @@ class Trainer:
             counts = float(batch.batch_fraction > 0)
             sums.add(
                 ensemble=topk_correct(mean_p, batch.labels) * counts,
-                divergences=divergences(logits) * batch.batch_fraction,
+                divergences=pairwise_divergences(logits) * batch.batch_fraction,
             )
         return summarize(sums, start)
 
