@@ -67,8 +67,8 @@ class SynergyLoss(nn.Module):
     """The sum of all cross-entropies and, for the method `dks`, the synergy loss.
 
     Args:
-        method: `baseline` (the backbone alone), `ds` (deep supervision: the branches learn from
-            the labels only) or `dks`.
+        method: `baseline` (the backbone's cross-entropy alone), `ds` (deep supervision: the
+            branches learn from the labels only) or `dks`.
         direction: which classifiers teach which in `dks`; see `synergy_loss`.
         aux_weight: weight of the branches' cross-entropies; 1 in the paper and the release.
         synergy_weight: weight of the synergy loss; 1 in the paper and the release.
@@ -99,10 +99,20 @@ class SynergyLoss(nn.Module):
         """Compute the losses of one batch.
 
         Args:
-            logits: N tensors (B, K): the backbone's, then the branches' from shallow to deep.
+            logits: N tensors (B, K): the backbone's, then the branches' from shallow to deep. The
+                method `baseline` ignores the branches'.
             labels: class indices (B,), int64.
+
+        Raises:
+            TypeError: `logits` is the tensor (B, K) of one classifier.
         """
-        logits = [in_float32(each) for each in logits]
+        if isinstance(logits, Tensor) and logits.dim() < 3:
+            raise TypeError(
+                "expected a sequence of logits (B, K), one for each classifier, the backbone's "
+                f"first; got one tensor of shape {tuple(logits.shape)}"
+            )
+        used = logits[:1] if self.method == "baseline" else logits
+        logits = [in_float32(each) for each in used]
         cross_entropy = torch.stack(
             [F.cross_entropy(each, labels, label_smoothing=self.label_smoothing) for each in logits]
         )  # (N,)

@@ -55,11 +55,17 @@ def test_weights_and_methods(wrn):
     ds = SynergyLoss("ds")(logits, labels)
     assert ds.synergy == 0
     torch.testing.assert_close(ds.total, dks.backbone + dks.branches)
-    baseline = SynergyLoss("baseline")(logits[:1], labels)
-    torch.testing.assert_close(baseline.total, dks.backbone)
-    assert baseline.branches == 0
+    for given in (logits, logits[:1]):  # whatever the network returns
+        baseline = SynergyLoss("baseline")(given, labels)
+        assert (baseline.total, baseline.backbone) == (dks.backbone, dks.backbone)
+        assert baseline.branches == baseline.synergy == 0
     with pytest.raises(ValueError, match="no method"):
         SynergyLoss("dsk")
+
+
+def test_logits_as_one_tensor_are_refused_with_what_was_expected(wrn):
+    with pytest.raises(TypeError, match=r"sequence of logits \(B, K\).*shape \(5, 7\)"):
+        wrn.synergy.SynergyLoss()(torch.zeros(5, 7), torch.zeros(5).long())
 
 
 def synergy(wrn, logits, direction="bidirectional"):
