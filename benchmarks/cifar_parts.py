@@ -163,7 +163,7 @@ def loss(setup: BenchmarkSetup) -> Iterator[Row]:
 def inference(setup: BenchmarkSetup) -> Iterator[Row]:
     """Compare the exported backbone with a network that never had branches."""
     backbone = WideResNet(16, 2, 100, branches=False)
-    backbone.load_state_dict(WideResNet(16, 2, 100).backbone_state())
+    backbone.load_state_dict(WideResNet(16, 2, 100).backbone_state_dict())
     model = backbone.eval().to(setup.device, memory_format=torch.channels_last)
     plain = nn.Sequential(model.stem, *model.groups, model.classifier)
     images = random_batch(128, setup.device).images.contiguous(memory_format=torch.channels_last)

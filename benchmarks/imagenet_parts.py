@@ -134,7 +134,7 @@ def largest_difference(
 def inference(setup: BenchmarkSetup) -> Iterator[Row]:
     """Compare the exported backbone with torchvision's network in the same memory format."""
     exported = resnet.build("resnet18", branches=False)
-    exported.load_state_dict(resnet.backbone_weights(resnet.build("resnet18").state_dict()))
+    exported.load_state_dict(resnet.backbone_state_dict(resnet.build("resnet18").state_dict()))
     plain = torchvision.models.resnet18()
     images = torch.randn(16, 3, 224, 224, device=setup.device)
     nhwc = images.contiguous(memory_format=torch.channels_last)

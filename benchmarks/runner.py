@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.timing import Row, show
-from common.command_line import Parser, bounded_number, require_writable_file
+from common.command_line import ArgumentParser, bounded_number, require_writable_file
 from common.distributed import select_device
 
 MEASURED_DTYPES = ("float32", "bfloat16")  # of this code; the released code uses float32
@@ -29,9 +29,11 @@ class BenchmarkSetup:
 Benchmark = Callable[[BenchmarkSetup], Iterator[Row]]
 
 
-def build_parser(prog: str, benchmarks: Mapping[str, Benchmark]) -> Parser:
+def build_parser(prog: str, benchmarks: Mapping[str, Benchmark]) -> ArgumentParser:
     """Return a parser with the flags of both scripts."""
-    parser = Parser(prog=prog, description="Compare this code with the released configuration.")
+    parser = ArgumentParser(
+        prog=prog, description="Compare this code with the released configuration."
+    )
     parser.add_argument(
         "--row", choices=benchmarks, action="append", help="measure only this row; repeatable"
     )

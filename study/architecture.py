@@ -24,9 +24,9 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Circle, FancyArrowPatch, FancyBboxPatch
 from torch import Tensor, nn
 
-from common.command_line import Parser, exit_status
+from common.command_line import ArgumentParser, exit_status
 from epoch_log import classifier_names
-from wide_resnet import WideResNet, branch_table
+from wide_resnet import WideResNet, branch_specs
 
 IMAGES = Path(__file__).parents[1] / "images"
 DEPTH, WIDTH, NUM_CLASSES, IMAGE_SIZE = 28, 10, 100, 32
@@ -58,7 +58,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = Parser(prog="study/architecture.py", description="Draw WRN-28-10 with its branches.")
+    parser = ArgumentParser(
+        prog="study/architecture.py", description="Draw WRN-28-10 with its branches."
+    )
     parser.add_argument(
         "--images", type=Path, default=IMAGES, metavar="DIR", help="folder for both files"
     )
@@ -108,7 +110,7 @@ def build_chains(depth: int, width: float, num_classes: int, image_size: int) ->
     start = [f"image\n{shape_text(image)}", f"3×3 conv\n{shapes[model.stem]}"]
     middle = blocks(model.groups, "group {}")
     chains = [Chain(names[0], 0, [*start, *middle, classifier(model.classifier)])]
-    table = branch_table(depth, width)
+    table = branch_specs(depth, width)
     for name, row, branch in zip(names[1:], table, model.branches, strict=True):
         boxes = [*blocks(branch.stages, "stage {}"), classifier(branch.classifier)]
         chains.append(Chain(name, len(start) + row.group + 1, boxes))

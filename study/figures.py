@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from scipy import stats
 
 from epoch_log import classifier_names
-from report import COLORS, draw_errors, tested
+from report import COLORS, plot_errors, tested_epochs
 from study.logs import Study
 from study.plan import METHODS
 
@@ -34,13 +34,13 @@ def draw_methods(study: Study) -> Figure:
     late = [
         100 - record["test_acc"]
         for run in sum(runs.values(), [])
-        for record in tested(run)
+        for record in tested_epochs(run)
         if record["epoch"] >= epochs[0]
     ]
     figure = Figure(figsize=(10, 4.5), layout="constrained")
     whole, enlarged = figure.subplots(1, 2)
     for axes in (whole, enlarged):
-        draw_errors(axes, runs)
+        plot_errors(axes, runs)
         draw_milestones(axes, epochs)
     whole.set_ylim(bottom=0)
     whole.legend(title="test error (dashed: training)")
@@ -118,7 +118,7 @@ def draw_divergences(study: Study) -> Figure:
 def draw_pair(axes: Axes, study: Study, j: int, i: int) -> None:
     """Draw the mean over the seeds, and a band from the lowest to the highest."""
     for name, runs in study.items():
-        records = [tested(run.epochs) for run in runs.values()]
+        records = [tested_epochs(run.epochs) for run in runs.values()]
         curves = [[record["test_divergences"][j][i] for record in run] for run in records]
         epochs = [record["epoch"] for record in records[0]]
         columns = list(zip(*curves, strict=True))

@@ -60,7 +60,7 @@ class Preset:
     def runs(self) -> "Iterator[Run]":
         """Yield all runs group by group, and within a group seed by seed."""
         for group in self.groups:
-            for seed in range(1, max((row.seeds for row in group), default=0) + 1):
+            for seed in range(1, 1 + max((row.seeds for row in group), default=0)):
                 yield from (Run(row, seed) for row in group if seed <= row.seeds)
 
     def reduced(self, names: Sequence[str] | None, **sizes: float | None) -> "Preset":
@@ -127,8 +127,8 @@ class Run:
             "save": save,
             "resume": "auto",
         }
-        arguments = [f"--{flag}={value}" for flag, value in values.items()]
-        return arguments + (["--dropout"] if self.row.dropout else [])
+        dropout = ["--dropout"] if self.row.dropout else []
+        return [f"--{flag}={value}" for flag, value in values.items()] + dropout
 
     def config(self, preset: Preset) -> Config:
         """Return the options of the run; its paths are placeholders."""
@@ -148,18 +148,18 @@ DTYPES = (Row("dks-bfloat16", "dks", 3, dtype="bfloat16"),)
 
 PRESETS = {
     "scaled": Preset(
-        "folder",
-        DEPTH,
-        WIDTH,
-        IMAGE_SIZE,
-        EPOCHS,
-        BATCH_SIZE,
+        dataset="folder",
+        depth=DEPTH,
+        width=WIDTH,
+        image_size=IMAGE_SIZE,
+        epochs=EPOCHS,
+        batch_size=BATCH_SIZE,
         groups=(METHODS, DIRECTIONS, DROPOUT, DTYPES),
         test_every=TEST_EVERY,
         split=(NUM_CLASSES, TRAIN_IMAGES),
     ),
     "paper": Preset(
-        "CIFAR100",
+        dataset="CIFAR100",
         depth=28,
         width=10,
         image_size=32,
@@ -184,13 +184,8 @@ PAIRS = (
 def add_plan_flags(parser: argparse.ArgumentParser) -> None:
     """Add the flags that choose a preset or reduce it."""
     plan = parser.add_argument_group("plan")
-    plan.add_argument(
-        "--preset",
-        choices=PRESETS,
-        default="scaled",
-        help="scaled: small networks on a folder of images, for a CPU; paper: WRN-28-10 on "
-        "CIFAR-100, for a GPU",
-    )
+    text = "scaled: small networks on images, for a CPU; paper: WRN-28-10 on CIFAR-100, for a GPU"
+    plan.add_argument("--preset", choices=PRESETS, default="scaled", help=text)
     plan.add_argument("--rows", nargs="+", metavar="NAME", help="only these rows (default: all)")
     for flag, number, text in (
         ("--seeds", bounded_number(int, 1), "runs of each row"),

@@ -18,9 +18,9 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "wrn_DKS"))
 
 from scipy.stats import ttest_rel
 
-from common.command_line import Parser, exit_status
+from common.command_line import ArgumentParser, exit_status
 from epoch_log import classifier_names
-from report import spread, tested
+from report import format_mean_std, tested_epochs
 from study import published
 from study.cost import COLUMNS, cost_rows
 from study.figures import figures
@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = Parser(prog="study/report.py", description="Tables and figures of the study.")
+    parser = ArgumentParser(prog="study/report.py", description="Tables and figures of the study.")
     parser.add_argument(
         "--images", type=Path, default=IMAGES, metavar="DIR", help="folder for the figures"
     )
@@ -77,14 +77,14 @@ def errors(study: Study, preset: Preset) -> str:
     planned = {row.name: row.seeds for row in preset.rows}
     lines = []
     for name, runs in study.items():
-        best = [min(tested(run.epochs), key=test_error) for run in runs.values()]
+        best = [min(tested_epochs(run.epochs), key=test_error) for run in runs.values()]
         lines.append(
             (
                 name,
                 f"{len(runs)} of {planned[name]}",
-                spread([test_error(run.epochs[-1]) for run in runs.values()]),
-                spread([100 - run.epochs[-1]["train_acc"] for run in runs.values()]),
-                spread([test_error(record) for record in best]),
+                format_mean_std([test_error(run.epochs[-1]) for run in runs.values()]),
+                format_mean_std([100 - run.epochs[-1]["train_acc"] for run in runs.values()]),
+                format_mean_std([test_error(record) for record in best]),
                 epoch_range([record["epoch"] for record in best]),
                 published.error(name),
             )
@@ -107,7 +107,7 @@ def test_error(record: dict) -> float:
 
 def lowest_error(epochs: list[dict]) -> float:
     """Return the best epoch's error in percent."""
-    return min(map(test_error, tested(epochs)))
+    return min(map(test_error, tested_epochs(epochs)))
 
 
 def differences(study: Study) -> str:
@@ -149,8 +149,10 @@ def classifiers(study: Study) -> str:
         last = [run.epochs[-1] for run in runs.values()]
         if last[0]["test_acc_ep1"] is None:
             continue
-        own = [spread([100 - record[key] for record in last]) for key in ACCURACIES]
-        lines.append((name, *own, spread([record["test_error_ensemble"] for record in last])))
+        own = [format_mean_std([100 - record[key] for record in last]) for key in ACCURACIES]
+        lines.append(
+            (name, *own, format_mean_std([record["test_error_ensemble"] for record in last]))
+        )
     return markdown("row", *classifier_names(3), "ensemble", lines=lines)
 
 

@@ -21,9 +21,15 @@ from typing import NamedTuple
 sys.path.insert(0, str(Path(__file__).parents[1]))
 sys.path.insert(0, str(Path(__file__).parents[1] / "wrn_DKS"))
 
-from common.command_line import Parser, UserError, bounded_number, defer_signals, exit_status
+from common.command_line import (
+    ArgumentParser,
+    UserError,
+    bounded_number,
+    defer_signals,
+    exit_status,
+)
 from epoch_log import LOG
-from progress import duration
+from progress import format_duration
 from study.data import prepare_data
 from study.logs import log_path, read_run, read_study, write_log
 from study.plan import Preset, Run, add_plan_flags, chosen_plan
@@ -38,7 +44,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = Parser(prog="study/run.py", description="Train all runs of the study not yet done.")
+    parser = ArgumentParser(
+        prog="study/run.py", description="Train all runs of the study not yet done."
+    )
     parser.add_argument(
         "--data",
         type=Path,
@@ -111,7 +119,7 @@ def train_runs(runs: Sequence[Run], preset: Preset, folders: Folders, jobs: int)
             time.sleep(0.1)
             for process in [process for process in running if process.poll() is not None]:
                 run, start = running.pop(process)
-                time_s = duration(time.perf_counter() - start)
+                time_s = format_duration(time.perf_counter() - start)
                 if process.returncode:
                     failed.append(run.name)
                     outcome = f"FAILED {run.name} after {time_s}: {failure(run, folders)}"

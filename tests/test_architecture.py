@@ -1,4 +1,4 @@
-"""The drawing of the network is what the code builds, and can be read."""
+"""study/architecture.py: the figure shows what the code builds, and is legible."""
 
 import re
 from io import StringIO
@@ -11,12 +11,12 @@ from matplotlib.patches import FancyBboxPatch
 
 
 @pytest.fixture(scope="module")
-def chains(wrn):
-    own = wrn.architecture
-    return own.chains(own.DEPTH, own.WIDTH, own.CLASSES, own.IMAGE_SIZE)
+def chains(study):
+    own = study.architecture
+    return own.build_chains(own.DEPTH, own.WIDTH, own.NUM_CLASSES, own.IMAGE_SIZE)
 
 
-def test_the_paper_s_network(chains):
+def test_paper_network(chains):
     backbone, shallow, deep = [[text.split("\n") for text in chain.boxes] for chain in chains]
     assert [box[-1] for box in backbone] == [
         "3×32×32", "16×32×32", "160×32×32", "320×16×16", "640×8×8", "640 → 100"
@@ -31,12 +31,12 @@ def test_the_paper_s_network(chains):
     assert {chain.column + len(chain.boxes) for chain in chains} == {6}
 
 
-def test_it_follows_the_table_of_branches(wrn, monkeypatch):
-    """A branch that is moved and made longer is drawn where it then is."""
-    table = (wrn.wide_resnet.BranchRow(group=0, stages=((24, 3), (40, 1), (56, 1))),)
-    for module in (wrn.wide_resnet, wrn.architecture):
-        monkeypatch.setattr(module, "branch_table", lambda depth, width: table)
-    _, branch = wrn.architecture.chains(10, 1, 7, 16)
+def test_figure_follows_the_table_of_branches(study, monkeypatch):
+    """A branch that is moved and made longer is drawn at its new place."""
+    table = (study.wide_resnet.BranchSpec(group=0, stages=((24, 3), (40, 1), (56, 1))),)
+    for module in (study.wide_resnet, study.architecture):
+        monkeypatch.setattr(module, "branch_specs", lambda depth, width: table)
+    _, branch = study.architecture.build_chains(10, 1, 7, 16)
     assert branch.column == 3
     assert branch.boxes == [
         "stage 1\n3 blocks\n24×8×8",
@@ -46,8 +46,8 @@ def test_it_follows_the_table_of_branches(wrn, monkeypatch):
     ]
 
 
-def test_nothing_overlaps(wrn, chains):
-    figure = wrn.architecture.draw(chains)
+def test_nothing_overlaps(study, chains):
+    figure = study.architecture.draw(chains)
     renderer = FigureCanvasAgg(figure).get_renderer()
     drawn = [text for axes in figure.axes for text in axes.texts]
     extents = [text.get_window_extent(renderer) for text in drawn]
@@ -63,21 +63,21 @@ def test_nothing_overlaps(wrn, chains):
         assert contained.containsy(extent.y0) and contained.containsy(extent.y1), text
 
 
-def test_the_committed_drawing_is_this_one(wrn, chains):
-    """Matplotlib leaves each text in a comment; versions of it differ in the rest."""
+def test_committed_figure_is_current(study, chains):
+    """Compare the texts, which Matplotlib writes as comments; the rest depends on its version."""
     fresh = StringIO()
-    wrn.architecture.draw(chains).savefig(fresh, format="svg")
+    study.architecture.draw(chains).savefig(fresh, format="svg")
     committed = (ROOT / "images" / "architecture.svg").read_text()
     texts, expected = (re.findall(r"<!-- (.*?) -->", svg) for svg in (committed, fresh.getvalue()))
     assert texts == expected and len(expected) > 15
 
 
-def test_both_files_are_written(wrn, tmp_path, capsys):
+def test_both_files_are_written(study, tmp_path, capsys):
     for folder in ("a", "b"):
-        assert wrn.architecture.main(["--images", str(tmp_path / folder)]) == 0
+        assert study.architecture.main(["--images", str(tmp_path / folder)]) == 0
     first, second = ((tmp_path / f / "architecture.svg").read_bytes() for f in ("a", "b"))
     assert first == second
     assert (tmp_path / "a" / "architecture.png").read_bytes().startswith(b"\x89PNG")
     (tmp_path / "file").touch()
-    assert wrn.architecture.main(["--images", str(tmp_path / "file" / "x")]) == 2
+    assert study.architecture.main(["--images", str(tmp_path / "file" / "x")]) == 2
     assert capsys.readouterr().err.count("\n") == 1

@@ -1,12 +1,14 @@
-"""The benchmark: fair turns, an opponent that computes the same, tables, refusals."""
+"""The benchmarks: fair turns, the same computation on both sides, tables, refusals."""
 
 import json
+import os
 import subprocess
 import sys
 from types import SimpleNamespace
 
 import pytest
 import torch
+from conftest import ROOT
 from PIL import Image
 from synthetic import write_folders
 
@@ -16,9 +18,9 @@ CPU = torch.device("cpu")
 def test_sides_take_turns_after_a_warm_up(cifar_benchmark):
     calls = []
     ours_s, released_s = cifar_benchmark.timing.compare(
-        lambda: calls.append("ours"), lambda: calls.append("theirs"), 3, CPU
+        lambda: calls.append("ours"), lambda: calls.append("released"), 3, CPU
     )
-    assert calls == ["ours", "theirs"] * 2 + ["theirs", "ours"] + ["ours", "theirs"]
+    assert calls == "ours released ours released released ours ours released".split()
     assert len(ours_s) == len(released_s) == 3
 
 
@@ -35,54 +37,45 @@ def test_table_and_json(cifar_benchmark, tmp_path, capsys):
     assert written["rows"][0]["ratio"] == 2.0
 
 
-def test_opponent_computes_the_same_loss(cifar_benchmark):
+def test_released_loss_is_ours(cifar_benchmark):
     logits = [torch.randn(6, 9, dtype=torch.float64, requires_grad=True) for _ in range(3)]
     labels = torch.randint(9, (6,))
     ours = cifar_benchmark.synergy.SynergyLoss()(logits, labels).total
-    theirs = cifar_benchmark.released.released_loss(logits, labels)
-    torch.testing.assert_close(theirs, ours, atol=1e-5, rtol=0)
-    for a, b in zip(*(torch.autograd.grad(each, logits) for each in (ours, theirs)), strict=True):
+    released = cifar_benchmark.released.released_loss(logits, labels)
+    torch.testing.assert_close(released, ours, atol=1e-5, rtol=0)
+    for a, b in zip(*(torch.autograd.grad(each, logits) for each in (ours, released)), strict=True):
         torch.testing.assert_close(a, b, atol=1e-5, rtol=0)
 
 
-def test_opponents_step_is_ours_but_for_rounding(cifar_benchmark):
-    """Three steps from the same weights on the same images."""
+def test_released_step_is_ours(cifar_benchmark):
+    """Three steps from the same weights on the same images differ only in rounding."""
     parts = cifar_benchmark.cifar_parts
     torch.manual_seed(0)
     images, labels = torch.randn(4, 3, 32, 32), torch.randint(100, (4,))
     trainer = parts.new_trainer(10, 1, 100, "float32", CPU)
     torch.manual_seed(1)
-    step = cifar_benchmark.released.released_step(
-        cifar_benchmark.wide_resnet.WideResNet(10, 1, 100), 5e-4, CPU
-    )
+    model = cifar_benchmark.wide_resnet.WideResNet(10, 1, 100)
+    step = cifar_benchmark.released.released_step(model, parts.WEIGHT_DECAY, CPU)
     for _ in range(3):
-        losses = trainer.losses(cifar_benchmark.loader.Batch(images, labels, 1.0))[1]
-        trainer.update(losses.total)
+        _, losses = trainer.train_step(cifar_benchmark.loader.Batch(images, labels, 1.0))
         assert step(images, labels) == pytest.approx(losses.total.item(), rel=1e-3)
 
 
-def test_opponents_data_are_ours_but_for_chance(cifar_benchmark):
-    """Without augmentation, the same pixels; with it, the same kind."""
+def test_released_data_are_ours(cifar_benchmark):
+    """The pixels are the same without augmentation; with it, shapes are the same."""
+    released, batches = cifar_benchmark.released_data, cifar_benchmark.loader.Batches
     data = cifar_benchmark.data.load_dataset("digits", None, 8, 1)
-    test = cifar_benchmark.released_data.PilImages(
-        data.test, cifar_benchmark.released_data.transform(data, train=False)
-    )
-    ours = next(cifar_benchmark.loader.Batches(data.test, data.info, 5, CPU).epoch())
-    theirs = torch.stack([test[i][0] for i in range(5)])
-    torch.testing.assert_close(theirs, ours.images, atol=1e-5, rtol=1e-5)
-    train = cifar_benchmark.released_data.transform(data, train=True)
-    images, labels = next(
-        iter(
-            cifar_benchmark.released_data.loader(
-                cifar_benchmark.released_data.PilImages(data.train, train), 7, 0, True
-            )
-        )
-    )
+    test = released.PilImages(data.test, released.transform(data, train=False))
+    ours = next(batches(data.test, data.info, 5, CPU).epoch())
+    pixels = torch.stack([test[i][0] for i in range(5)])
+    torch.testing.assert_close(pixels, ours.images, atol=1e-5, rtol=1e-5)
+    train = released.PilImages(data.train, released.transform(data, train=True))
+    images, labels = next(iter(released.loader(train, 7, 0, True)))
     assert images.shape == (7, 3, 8, 8) and labels.shape == (7,)
 
 
 def test_operations_of_a_step_are_counted(cifar_benchmark):
-    """About three times the forward ones; the first layer has no gradient of its input."""
+    """A step takes three times the forward pass, except for the first layer's input gradient."""
 
     def build():
         return cifar_benchmark.wide_resnet.WideResNet(10, 1, 100)
@@ -93,31 +86,32 @@ def test_operations_of_a_step_are_counted(cifar_benchmark):
 
 
 def test_a_training_step(cifar_benchmark, monkeypatch):
-    """All of it but the memory, which takes processes, and the machine's peak, which takes time."""
+    """Measure all but the memory, which needs processes, and the peak rate, which takes time."""
     monkeypatch.setattr(cifar_benchmark.profiling, "peak_memory", lambda make, device: 10)
     monkeypatch.setattr(cifar_benchmark.profiling, "peak_rate", lambda dtype, device: 1e15)
-    place = cifar_benchmark.cifar_parts.Place(CPU, 1, None)
-    rows = list(cifar_benchmark.cifar_parts.training_step(10, 1, 4, place))
+    setup = cifar_benchmark.runner.BenchmarkSetup(CPU, 1)
+    rows = list(cifar_benchmark.cifar_parts.training_step(10, 1, 4, setup))
     assert [row.dtype for row in rows] == ["float32", "bfloat16"]
     for row in rows:
-        kinds = [row.shares[name] for name in ("convolutions", "normalisation", "optimizer")]
+        kinds = [row.shares[name] for name in ("convolutions", "normalization", "optimizer")]
         assert min(kinds) > 0 and sum(kinds) + row.shares["other"] == pytest.approx(1)
         assert 0 < row.shares["peak"] < 1 and row.shares["loss"] > 0
-        assert row.remarks == "peak 1,000,000 Gop/s; memory 1.00 of the released's"
+        assert row.remarks == "peak 1,000,000 Gop/s; memory 1.00 of the released code's"
 
 
-def test_memory_is_measured_in_a_process(cifar_benchmark):
+def test_memory_is_measured_in_a_process():
     """The activations of a batch of 256 on WRN-10-1 take hundreds of megabytes."""
     code = (
-        "import torch; from functools import partial; from benchmark_parts import our_step\n"
-        "from profiling import peak_memory\n"
+        "import torch; from functools import partial\n"
+        "from benchmarks.cifar_parts import our_step\n"
+        "from benchmarks.profiling import peak_memory\n"
         "if __name__ == '__main__':\n"
         "    cpu = torch.device('cpu')\n"
         "    print(peak_memory(partial(our_step, 10, 1, 256, 'float32', cpu), cpu))\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", code],
-        cwd=cifar_benchmark.path,
+        env={**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'wrn_DKS'}"},
         capture_output=True,
         text=True,
         check=True,
@@ -133,26 +127,33 @@ def test_rows_without_training(cifar_benchmark, monkeypatch, capsys):
     assert "| inference, exported WRN-16-2" in printed
 
 
-def test_epochs(cifar_benchmark, tmp_path, monkeypatch):
-    monkeypatch.setattr(cifar_benchmark.cifar_epochs, "MOST_WORKERS", 0)
+def test_epochs(cifar_benchmark, tmp_path):
     for part in ("train", "test"):
         write_folders(tmp_path, {"cat": 2, "dog": 2}, part)
-    place = cifar_benchmark.cifar_parts.Place(CPU, 1, tmp_path)
-    rows = list(cifar_benchmark.cifar_epochs.folder(place))
+    setup = cifar_benchmark.runner.BenchmarkSetup(CPU, 1, tmp_path, workers=0)
+    rows = list(cifar_benchmark.cifar_epochs.folder(setup))
     assert [row.dtype for row in rows] == ["float32", "bfloat16"]
     assert all(row.what.startswith("epoch of folder, 4 + 4 images") for row in rows)
 
 
-def test_imagenet_rows(imagenet_benchmark, monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(imagenet_benchmark.imagenet_parts, "MOST_WORKERS", 0)
-    monkeypatch.setattr(imagenet_benchmark.imagenet_parts, "ARCH", "resnet18")
+def test_imagenet_evaluation(imagenet_benchmark, tmp_path):
     (tmp_path / "val" / "a").mkdir(parents=True)
     Image.effect_noise((50, 40), 90).convert("RGB").save(tmp_path / "val" / "a" / "1.jpg")
-    assert (
-        imagenet_benchmark.imagenet.main(["--row", "evaluation", "--rounds", "1", str(tmp_path)])
-        == 0
-    )
-    assert "| evaluation, resnet18, 2 photographs" in capsys.readouterr().out
+    setup = imagenet_benchmark.runner.BenchmarkSetup(CPU, 1, tmp_path, workers=0)
+    exact, half = imagenet_benchmark.imagenet_parts.evaluation(setup, "resnet18")
+    assert exact.what.startswith("evaluation, resnet18, 2 photographs")
+    largest = [float(row.remarks.split()[3]) for row in (exact, half)]
+    assert largest[0] < 1e-4 < largest[1] < 0.1
+
+
+def test_imagenet_training_step(imagenet_benchmark):
+    shape = (2, 3, 64, 64)
+    for make in ("our_step", "released_training_step"):
+        words = [shape, "float32", CPU] if make == "our_step" else [shape, CPU]
+        model, step = getattr(imagenet_benchmark.imagenet_parts, make)(*words)
+        before = model.conv1.weight.clone()
+        step()
+        assert not torch.equal(model.conv1.weight, before)
 
 
 @pytest.mark.parametrize(
@@ -171,7 +172,7 @@ def test_imagenet_refusals(imagenet_benchmark, tmp_path, capsys):
 
 
 def test_shares_on_a_gpu_count_each_kernel_once(cifar_benchmark):
-    """Events as PyTorch's profiler has them: operators with the time of their kernels, kernels."""
+    """PyTorch's profiler lists operators, with the time of their kernels, and the kernels."""
 
     def event(key, device, own, total=None, annotation=False):
         return SimpleNamespace(
@@ -198,5 +199,5 @@ def test_shares_on_a_gpu_count_each_kernel_once(cifar_benchmark):
         event("add", cuda, 5.0),
     ]
     shares = cifar_benchmark.profiling.shares_by_kind(events, on_gpu=True)
-    expected = {"convolutions": 0.7, "normalisation": 0.1, "optimizer": 0.15, "other": 0.05}
+    expected = {"convolutions": 0.7, "normalization": 0.1, "optimizer": 0.15, "other": 0.05}
     assert shares == pytest.approx(expected)

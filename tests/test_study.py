@@ -1,4 +1,4 @@
-"""study.py: its plan, its split of links, its runs; the paper's study from end to end, tiny."""
+"""study/run.py: the plan, the split of links, the runs, and a tiny study from end to end."""
 
 import json
 import os
@@ -25,9 +25,9 @@ sys.exit(2)
 
 
 @pytest.fixture
-def scaled(wrn, monkeypatch):
+def scaled(study, monkeypatch):
     """The scaled preset with 2 classes of 2 training images."""
-    presets = wrn.study_plan.PRESETS
+    presets = study.plan.PRESETS
     preset = replace(presets["scaled"], split=(2, 2))
     monkeypatch.setitem(presets, "scaled", preset)
     return preset
@@ -35,36 +35,36 @@ def scaled(wrn, monkeypatch):
 
 @pytest.fixture
 def images(tmp_path):
-    """3 classes, 4 images of each in train/ and 1 in val/."""
+    """3 classes with 4 images in train/ and 1 in val/."""
     write_folders(tmp_path / "images", dict.fromkeys(("ant", "bee", "cat"), 4), "train")
     return write_folders(tmp_path / "images", dict.fromkeys(("ant", "bee", "cat"), 1), "val")
 
 
 @pytest.fixture
-def study(wrn, tmp_path):
-    """Runs the command line with folders of this test."""
+def run_study(study, tmp_path):
+    """Run the command line with this test's folders."""
     folders = ["--out", str(tmp_path / "out"), "--logs", str(tmp_path / "logs")]
-    return lambda data, *words: wrn.study.main(["--data", str(data), *folders, *words])
+    return lambda data, *words: study.run.main(["--data", str(data), *folders, *words])
 
 
-def test_the_paper_s_runs_are_those_of_main(wrn):
-    """The recipe is main.py's default, which is the paper's."""
-    preset = wrn.study_plan.PRESETS["paper"]
+def test_paper_preset_uses_the_default_recipe(study):
+    """The defaults of main.py are the paper's recipe."""
+    preset = study.plan.PRESETS["paper"]
     run = next(run for run in preset.runs() if run.name == "dks-seed1")
-    config, default = run.config(preset), wrn.options.parse([])
+    config, default = run.config(preset), study.options.parse([])
     assert (config.resume_options(), config.epochs) == (default.resume_options(), default.epochs)
     assert [row.seeds for row in preset.rows] == [5] * 5
-    assert {row.name for row in preset.rows} - {"ds"} == set(wrn.published.CIFAR100)
+    assert {row.name for row in preset.rows} - {"ds"} == set(study.published.CIFAR100)
 
 
-def test_the_runs_of_the_scaled_study(wrn):
-    preset = wrn.study_plan.PRESETS["scaled"]
+def test_runs_of_the_scaled_study(study):
+    preset = study.plan.PRESETS["scaled"]
     names = [run.name for run in preset.runs()]
     assert len(set(names)) == len(names)
     assert names[:4] == ["baseline-seed1", "ds-seed1", "dks-seed1", "baseline-seed2"]
     assert [row.seeds for row in preset.rows] == [5, 5, 5, 3, 3, 3, 3, 3]
     rows = {row.name for row in preset.rows}
-    assert all(one in rows and other in rows for one, other in wrn.study_plan.PAIRS)
+    assert all(one in rows and other in rows for one, other in study.plan.PAIRS)
     configs = {run.name: run.config(preset).resume_options() for run in preset.runs()}
     for name, different in (
         ("dks-bfloat16-seed2", {"dtype": "bfloat16"}),
@@ -75,13 +75,21 @@ def test_the_runs_of_the_scaled_study(wrn):
         assert configs[name] == configs["dks-seed2"] | different
 
 
-def test_the_written_plan_is_the_one_that_runs(wrn):
-    text = (ROOT / "wrn_DKS" / "study" / "README.md").read_text()
-    assert f"\n{wrn.study_plan.PRESETS['scaled']}\n" in text
+def test_written_plan_is_the_one_that_runs(study):
+    text = (ROOT / "study" / "README.md").read_text()
+    assert f"\n{study.plan.PRESETS['scaled']}\n" in text
 
 
-def test_split_of_links(wrn, images, tmp_path):
-    make = wrn.study_data.link_split
+def test_committed_logs_are_complete(study):
+    preset = study.plan.PRESETS["scaled"]
+    logged = study.logs.read_study(study.plan.LOGS / "scaled", preset)
+    assert {name: len(runs) for name, runs in logged.items()} == {
+        row.name: row.seeds for row in preset.rows
+    }
+
+
+def test_split_of_links(study, wrn, images, tmp_path):
+    make = study.data.link_split
     folder = make(images, tmp_path / "split", 2, 3)
     found = {str(path.relative_to(folder)): path for path in folder.rglob("*.png")}
     assert sorted(found) == [
@@ -94,26 +102,28 @@ def test_split_of_links(wrn, images, tmp_path):
     data = wrn.data.load_dataset("folder", folder, 8, 1)
     assert (len(data.train.labels), len(data.test.labels)) == (6, 4)
     assert make(images, folder, 2, 3) == folder  # again
-    for classes, count, says in ((2, 2, "another split"), (4, 2, "3 classes"), (2, 4, "more than")):
-        with pytest.raises(wrn.command_line.UserError, match=says):
+    for classes, count, says in ((2, 2, "not the split"), (4, 2, "3 classes"), (2, 4, "more than")):
+        with pytest.raises(study.command_line.UserError, match=says):
             make(images, folder, classes, count)
 
 
-def test_the_paper_s_study_from_end_to_end(wrn, study, cifar100, monkeypatch, tmp_path, capsys):
-    """CIFAR-100's files, all five rows, the table with the paper's numbers; then a second call."""
+def test_paper_preset_from_end_to_end(
+    study, wrn, run_study, cifar100, monkeypatch, tmp_path, capsys
+):
+    """Train all five rows on CIFAR-100's files, compare with the paper; then call it again."""
 
     class InThisProcess:
         def __init__(self, words, **options):
-            assert Path(words[1]) == wrn.path / "main.py"
+            assert Path(words[1]) == ROOT / "wrn_DKS" / "main.py"
             self._status = wrn.main.main(words[2:])
 
         def poll(self):
             self.returncode = self._status
             return self.returncode
 
-    monkeypatch.setattr(wrn.study.subprocess, "Popen", InThisProcess)
+    monkeypatch.setattr(study.run.subprocess, "Popen", InThisProcess)
     words = (tmp_path / "root", "--preset", "paper", *TINY)
-    assert study(*words) == 0
+    assert run_study(*words) == 0
     table = capsys.readouterr().out
     errors = {}
     for name in ("baseline", "ds", "dks", "baseline-dropout", "dks-dropout"):
@@ -122,7 +132,7 @@ def test_the_paper_s_study_from_end_to_end(wrn, study, cifar100, monkeypatch, tm
         assert (options["depth"], options["epochs"], options["num_classes"]) == (10, 2, 100)
         assert options["dropout"] == ("dropout" in name)
         assert [record["epoch"] for record in epochs] == [1, 2]
-        assert not any(str(tmp_path) in line for line in log)  # nothing of this machine
+        assert not any(str(tmp_path) in line for line in log)  # no path of this machine
         errors[name] = 100 - epochs[-1]["test_acc"]
         assert f"done {name}-seed1 in" in table
     for name, paper in (("baseline", "18.72 ± 0.24"), ("dks-dropout", "16.71 ± 0.17")):
@@ -130,16 +140,16 @@ def test_the_paper_s_study_from_end_to_end(wrn, study, cifar100, monkeypatch, tm
         assert f"| {errors[name]:.2f} |" in row and row.endswith(f"| {paper} |")
 
     (tmp_path / "out").rename(tmp_path / "gone")  # no checkpoint is needed
-    monkeypatch.setattr(wrn.study.subprocess, "Popen", None)
-    assert study(*words) == 0
-    assert "0 of them to do" in capsys.readouterr().out
-    assert study(*words, "--epochs", "3") == 2
+    monkeypatch.setattr(study.run.subprocess, "Popen", None)
+    assert run_study(*words) == 0
+    assert "0 to train" in capsys.readouterr().out
+    assert run_study(*words, "--epochs", "3") == 2
     assert "epochs 2, not 3" in capsys.readouterr().err
 
 
-def test_a_run_of_its_own_process(study, scaled, images, tmp_path, capsys):
-    """The scaled study's first row, by main.py as it is."""
-    assert study(images, *TINY, "--rows", "baseline") == 0
+def test_run_in_its_own_process(run_study, scaled, images, tmp_path, capsys):
+    """Train the scaled study's first row with the real main.py."""
+    assert run_study(images, *TINY, "--rows", "baseline") == 0
     assert "done baseline-seed1 in" in capsys.readouterr().out
     options, *epochs = map(json.loads, (tmp_path / "logs/baseline-seed1.jsonl").open())
     sizes = [options[key] for key in ("num_classes", "train_images", "test_images", "image_size")]
@@ -147,14 +157,14 @@ def test_a_run_of_its_own_process(study, scaled, images, tmp_path, capsys):
     assert "epoch 2/2" in (tmp_path / "out/scaled/baseline-seed1/output.txt").read_text()
 
 
-def test_failures_and_signals(wrn, study, scaled, images, monkeypatch, tmp_path, capsys):
-    """A failed run is told of and the others go on; SIGTERM ends all processes."""
+def test_failures_and_signals(study, run_study, scaled, images, monkeypatch, tmp_path, capsys):
+    """A failed run is reported and the others continue; SIGTERM ends all processes."""
     decoy = tmp_path / "decoy.py"
     decoy.write_text(DECOY)
-    monkeypatch.setattr(wrn.study, "MAIN", decoy)
-    assert study(images, *TINY, "--rows", "dks", "dks-dropout") == 2
+    monkeypatch.setattr(study.run, "MAIN", decoy)
+    assert run_study(images, *TINY, "--rows", "dks", "dks-dropout") == 2
     out, errors = capsys.readouterr()
-    assert out.count("FAILED") == 2 and "error: of the decoy (0 to go)" in out
+    assert out.count("FAILED") == 2 and "error: of the decoy (0 left)" in out
     assert errors.startswith("error: 2 of 2 runs failed: dks-seed1, dks-dropout-seed1")
 
     pids = [
@@ -168,7 +178,7 @@ def test_failures_and_signals(wrn, study, scaled, images, monkeypatch, tmp_path,
 
     threading.Thread(target=stop).start()
     rows = ["--rows", "baseline", "baseline-dropout"]
-    assert study(images, *TINY, *rows, "--jobs", "2") == 143
+    assert run_study(images, *TINY, *rows, "--jobs", "2") == 143
     assert "stopped by SIGTERM" in capsys.readouterr().err
     for path in pids:
         pid, threads = path.read_text().split()
@@ -186,12 +196,12 @@ def test_failures_and_signals(wrn, study, scaled, images, monkeypatch, tmp_path,
         ("--jobs 0", "from 1"),
     ],
 )
-def test_refusals(study, images, words, says, capsys):
-    assert study(images, *words.split()) == 2
+def test_refusals(run_study, images, words, says, capsys):
+    assert run_study(images, *words.split()) == 2
     error = capsys.readouterr().err
     assert says in error and error.count("\n") == 1
 
 
-def test_data_that_do_not_do(study, tmp_path, capsys):
-    assert study(tmp_path / "nowhere") == 2
+def test_missing_data(run_study, tmp_path, capsys):
+    assert run_study(tmp_path / "nowhere") == 2
     assert "no such folder" in capsys.readouterr().err

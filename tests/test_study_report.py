@@ -1,19 +1,23 @@
-"""The study's tables and figures, from logs with known numbers."""
+"""study/report.py: tables and figures from logs with known numbers."""
 
 import json
 from dataclasses import replace
+from math import sqrt
+from statistics import mean, stdev
 
 import pytest
 import torch
-from scipy import stats
 
-EPOCHS = 4  # of which the first is not tested
+EPOCHS = 4  # the first is not tested
 ERRORS = {"baseline": (30.0, 32.5, 31.0), "ds": (30.0, 31.0, 29.0), "dks": (27.0, 30.0, 28.0)}
 
 
-def write_log(wrn, folder, row, seed, last):
-    """A run whose error falls by 8 to the third epoch, and rises by 1 to the fourth, to `last`."""
-    preset = wrn.study_plan.PRESETS["scaled"].reduced(None, epochs=EPOCHS)
+T_975 = 4.303  # of a printed t table, 2 degrees of freedom
+
+
+def write_log(study, folder, row, seed, last):
+    """Write the log of a run whose test errors are `last` + 7, `last` - 1 and `last`."""
+    preset = study.plan.PRESETS["scaled"].reduced(None, epochs=EPOCHS)
     run = next(run for run in preset.runs() if run.name == f"{row}-seed{seed}")
     classes, images = preset.split
     sizes = {"num_classes": classes, "n_parameters": 9, "train_images": classes * images}
@@ -36,41 +40,41 @@ def write_log(wrn, folder, row, seed, last):
 
 
 @pytest.fixture
-def logs(wrn, tmp_path):
+def logs(study, tmp_path):
     """Three seeds of each method."""
     for row, errors in ERRORS.items():
         for seed, error in enumerate(errors, 1):
-            write_log(wrn, tmp_path / "logs", row, seed, error)
+            write_log(study, tmp_path / "logs", row, seed, error)
     return tmp_path / "logs"
 
 
 @pytest.fixture
-def report(wrn, tmp_path):
-    """Runs the command line on a folder of logs of four epochs."""
+def report(study, tmp_path):
+    """Run the command line on a folder of logs of four epochs."""
     words = ["--images", str(tmp_path / "images"), "--epochs", str(EPOCHS)]
-    return lambda logs, *more: wrn.study_report.main([*words, "--logs", str(logs), *more])
+    return lambda logs, *more: study.report.main([*words, "--logs", str(logs), *more])
 
 
 @pytest.fixture
-def read(wrn):
-    """Reads a folder of logs of four epochs: the study, and its plan."""
-    preset = wrn.study_plan.PRESETS["scaled"].reduced(None, epochs=EPOCHS)
-    return lambda logs: (wrn.study_log.read_study(logs, preset), preset)
+def read(study):
+    """Read a folder of logs of four epochs; return the study and its plan."""
+    preset = study.plan.PRESETS["scaled"].reduced(None, epochs=EPOCHS)
+    return lambda logs: (study.logs.read_study(logs, preset), preset)
 
 
 @pytest.fixture
-def tables(wrn, read):
-    return lambda logs: wrn.study_report.tables(*read(logs))
+def tables(study, read):
+    return lambda logs: study.report.tables(*read(logs))
 
 
 def rows(table, title):
-    """The cells of the table under a title, by the first of them."""
+    """Return the cells of the table under a title, by the first cell of each row."""
     lines = table.split(f"**{title}")[1].split("**\n\n")[1].split("\n\n")[0].splitlines()[2:]
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
     return {first: others for first, *others in cells}
 
 
-def test_tables(tables, logs, wrn):
+def test_tables(study, tables, logs):
     text = tables(logs)
     assert rows(text, "Top-1 error") == {
         "baseline": ["3 of 5", "31.17 ± 1.26", "3.12 ± 0.13", "30.17 ± 1.26", "3",
@@ -83,25 +87,25 @@ def test_tables(tables, logs, wrn):
         "ds": ["30.00 ± 1.00", "32.00 ± 1.00", "31.00 ± 1.00", "29.50 ± 1.00"],
         "dks": ["28.33 ± 1.53", "30.33 ± 1.53", "29.33 ± 1.53", "27.83 ± 1.53"],
     }
-    assert [row[:2] for row in rows(text, "Price").values()] == [["4.00", "400"]] * 3
-    trained, used = (sizes(wrn, branches) for branches in (True, False))
-    assert rows(text, "Price")["dks"][4:] == [trained[0], used[0], trained[1], used[1]]
-    assert rows(text, "Price")["baseline"][4:] == [used[0], used[0], used[1], used[1]]
-    kept = [row[2] for row in rows(text, "Price").values()]
+    assert [row[:2] for row in rows(text, "Cost").values()] == [["4.00", "400"]] * 3
+    trained, used = (sizes(study, branches) for branches in (True, False))
+    assert rows(text, "Cost")["dks"][4:] == [trained[0], used[0], trained[1], used[1]]
+    assert rows(text, "Cost")["baseline"][4:] == [used[0], used[0], used[1], used[1]]
+    kept = [row[2] for row in rows(text, "Cost").values()]
     assert 10 < float(kept[0]) < float(kept[1]) == float(kept[2]) < 30
 
 
-def sizes(wrn, branches):
-    """Parameters, and multiply-adds."""
-    plan = wrn.study_plan
-    network = wrn.wide_resnet.WideResNet(plan.DEPTH, plan.WIDTH, plan.CLASSES, branches=branches)
-    size = wrn.metrics.cost(lambda: network.to("meta"), plan.IMAGE_SIZE)
+def sizes(study, branches):
+    """Return the number of parameters and of multiply-adds."""
+    plan, wide_resnet = study.plan, study.wide_resnet
+    network = wide_resnet.WideResNet(plan.DEPTH, plan.WIDTH, plan.NUM_CLASSES, branches=branches)
+    size = study.metrics.cost(lambda: network.to("meta"), plan.IMAGE_SIZE)
     return [f"{sum(p.numel() for p in network.parameters()):,}", f"{size.multiply_adds:,}"]
 
 
-def test_memory_kept_for_the_backward_pass(wrn):
-    """A convolution and its ReLU keep the ReLU's output more than the linear layer alone."""
-    price, plan = wrn.study_price, wrn.study_plan
+def test_memory_kept_for_the_backward_pass(study):
+    """A convolution with ReLU keeps one tensor more than the linear layer alone: the output."""
+    cost, plan = study.cost, study.plan
 
     class Plain(torch.nn.Sequential):
         def forward(self, images):
@@ -111,15 +115,15 @@ def test_memory_kept_for_the_backward_pass(wrn):
     conv = torch.nn.Conv2d(3, 8, 3, padding=1)
     deep = Plain(conv, torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(8 * 8 * 8, 4))
     baseline = plan.Row("baseline", "baseline")
-    difference = price.saved_bytes(deep, baseline, 5, 8) - price.saved_bytes(flat, baseline, 5, 8)
+    difference = cost.saved_bytes(deep, baseline, 5, 8) - cost.saved_bytes(flat, baseline, 5, 8)
     assert difference == 5 * 8 * 8 * 8 * 4
 
     preset = replace(plan.PRESETS["scaled"], batch_size=16)
     kept = {}
     for row in preset.rows:
-        model = price.network(preset, row, 20, row.method != "baseline")
-        kept[row.name] = price.kept_for_backward(preset, row, 20)
-        assert kept[row.name] == price.saved_bytes(model, row, 16, preset.image_size)
+        model = cost.build_network(preset, row, 20, row.method != "baseline")
+        kept[row.name] = cost.kept_for_backward(preset, row, 20)
+        assert kept[row.name] == cost.saved_bytes(model, row, 16, preset.image_size)
     assert kept["dks-bfloat16"] < kept["dks"] < kept["dks-dropout"]
 
 
@@ -131,32 +135,53 @@ def test_differences(tables, logs):
         ["-1.48", "-2.38, -1.94, -1.47"],
         ["", "-0.60, -0.38, -0.46"],
     ]
-    for pair, (seeds, mean, interval, p, best, averaged, *_) in found.items():
+    for pair, (seeds, middle, interval, p, best, ensemble, *_) in found.items():
         one, other = (ERRORS[name] for name in pair.split(" − "))
-        expected = stats.ttest_rel(one, other)
-        low, high = expected.confidence_interval(0.95)
-        assert (seeds, best, averaged) == ("3", mean, mean)
+        low, high, expected_p = three_pairs([a - b for a, b in zip(one, other, strict=True)])
+        assert (seeds, best, ensemble) == ("3", middle, middle)
         assert interval == f"{low:+.2f} to {high:+.2f}"
-        assert p == f"{expected.pvalue:.3f}"
-        assert float(mean) == pytest.approx((sum(one) - sum(other)) / 3, abs=0.005)
+        assert p == f"{expected_p:.3f}"
+        assert float(middle) == pytest.approx((sum(one) - sum(other)) / 3, abs=0.005)
 
 
-def test_pairs_are_of_the_same_seeds(wrn, tables, logs):
-    """Bottom-up has the seeds 2 and 3 only; top-down one, which is not enough to compare."""
-    write_log(wrn, logs, "dks-bottom-up", 2, 31.0)
-    write_log(wrn, logs, "dks-bottom-up", 3, 30.0)
-    write_log(wrn, logs, "dks-top-down", 1, 28.0)
+def three_pairs(differences):
+    """Return 95 % interval and p-value, which has a closed form for 2 degrees of freedom."""
+    middle, error = mean(differences), stdev(differences) / sqrt(3)
+    half, t = T_975 * error, abs(middle) / error
+    return middle - half, middle + half, 1 - t / sqrt(2 + t**2)
+
+
+@pytest.mark.parametrize(
+    ("differences", "interval", "p"),
+    [
+        ([1.0, 2.0], "-4.85 to +7.85", "0.205"),  # 1.5 ± 12.706 × 0.5; p = 1 - 2/π atan 3
+        ([-1, 0, 1, 2, 3], "-0.96 to +2.96", "0.230"),  # 1 ± 2.776 / √2
+        ([2.0, 2.0, 2.0], "+2.00 to +2.00", "< 0.001"),
+        ([0.0, 0.0], "+0.00 to +0.00", "1.000"),
+    ],
+)
+def test_paired_t_test(study, recwarn, differences, interval, p):
+    pairs = [(50.0 + difference, 50.0) for difference in differences]
+    assert study.report.paired_t_test(pairs) == (interval, p)
+    assert not recwarn.list
+
+
+def test_pairs_have_the_same_seeds(study, tables, logs):
+    """Bottom-up has only seeds 2 and 3; top-down has one seed, too few to compare."""
+    write_log(study, logs, "dks-bottom-up", 2, 31.0)
+    write_log(study, logs, "dks-bottom-up", 3, 30.0)
+    write_log(study, logs, "dks-top-down", 1, 28.0)
     found = rows(tables(logs), "Difference")
     assert found["dks-bottom-up − dks"][:2] == ["2", "+1.50"]
     assert "dks-top-down − dks" not in found
 
 
-def test_figures(report, wrn, read, logs, tmp_path, capsys):
+def test_figures(study, report, read, logs, tmp_path, capsys):
     assert report(logs) == 0
-    assert "**Price**" in capsys.readouterr().out
+    assert "**Cost**" in capsys.readouterr().out
     names = ["study_error.png", "study_methods.png", "synergy_matrix.png"]
     assert sorted(path.name for path in (tmp_path / "images").iterdir()) == names
-    drawn = wrn.study_figures.figures(read(logs)[0])
+    drawn = study.figures.figures(read(logs)[0])
 
     axes, enlarged = drawn["study_error.png"].axes
     assert enlarged.get_ylim() == pytest.approx((25, 41.5))
@@ -166,7 +191,7 @@ def test_figures(report, wrn, read, logs, tmp_path, capsys):
     labels = [label.get_text() for label in axes.get_yticklabels()]
     assert labels == [f"{name} (n = 3)" for name in ERRORS]
     assert sorted(axes.lines[0].get_xdata()) == pytest.approx([30.0, 31.0, 32.5])
-    low, high = stats.t.interval(0.95, 2, 31.1667, stats.sem(ERRORS["baseline"]))
+    low, high, _ = three_pairs(ERRORS["baseline"])
     bars = axes.containers[0].lines[2][0].get_segments()[0]
     assert list(bars[:, 0]) == pytest.approx([low, high], abs=1e-3)
 
@@ -179,21 +204,21 @@ def test_figures(report, wrn, read, logs, tmp_path, capsys):
     assert curves["dks"] == pytest.approx([mean_seed * 12 / epoch for epoch in (2, 3, 4)])
 
 
-def test_one_run_is_enough_for_figures(wrn, report, tmp_path, capsys):
-    write_log(wrn, tmp_path / "one", "baseline", 1, 30.0)
+def test_one_run_is_enough_for_figures(study, report, tmp_path, capsys):
+    write_log(study, tmp_path / "one", "baseline", 1, 30.0)
     assert report(tmp_path / "one") == 0
     assert "| baseline | 1 of 5 | 30.00 | 3.00 | 29.00 | 3 |" in capsys.readouterr().out
 
 
-def test_logs_that_do_not_do(report, tables, logs, tmp_path, capsys):
+def test_unsuitable_logs(report, tables, logs, tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     assert report(tmp_path / "empty") == 2
-    assert "no log of a run" in capsys.readouterr().err
+    assert "no log of a finished run" in capsys.readouterr().err
     assert report(logs, "--epochs", "5") == 2
     assert "epochs 4, not 5" in capsys.readouterr().err
     cut = logs / "dks-seed1.jsonl"
     cut.write_text("".join(cut.read_text().splitlines(keepends=True)[:-1]))
-    assert "| dks | 2 of 5 |" in tables(logs)  # one that stops early is of no run that is done
+    assert "| dks | 2 of 5 |" in tables(logs)  # a log that ends early is of an unfinished run
     cut.write_text("{nonsense}\n")
     assert report(logs) == 2
-    assert "no record of a run" in capsys.readouterr().err
+    assert "not a record of a run" in capsys.readouterr().err
