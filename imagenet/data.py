@@ -16,9 +16,9 @@ from common.command_line import UserError
 from common.distributed import print_once
 from common.images import list_images, read_rgb
 from presets import evaluation_transform, training_transform
-from validation_set import class_indices, find_images
+from validation_set import class_indices, list_validation_images
 
-UNREADABLE = -1  # label of an image that was skipped; no class has it
+UNREADABLE = -1  # label of a skipped image
 
 
 class ImageFiles(Dataset):
@@ -28,7 +28,7 @@ class ImageFiles(Dataset):
         paths: N image files.
         labels: N class indices.
         transform: from an RGB image to a tensor.
-        skip_unreadable: return a blank image labelled `UNREADABLE` for a file that cannot be
+        skip_unreadable: return a blank image labeled `UNREADABLE` for a file that cannot be
             decoded, instead of raising `UserError`.
     """
 
@@ -61,7 +61,7 @@ class ImageFiles(Dataset):
 class AugmentedDataset(Dataset):
     """Image files whose augmentation is a function of (seed, epoch, index).
 
-    An image therefore looks the same in every worker and process, and in a resumed run.
+    It does therefore not depend on the worker or process, or on whether the run was resumed.
     """
 
     def __init__(self, files: ImageFiles, seed: int):
@@ -76,7 +76,7 @@ class AugmentedDataset(Dataset):
 
 
 def derived_seed(seed: int, *key: int) -> int:
-    """Return a seed that is a function of these numbers alone and differs between keys."""
+    """Derive a seed from a seed and a key. Different keys give different seeds."""
     return int(np.random.SeedSequence(seed, spawn_key=key).generate_state(1, np.uint64)[0])
 
 
@@ -93,29 +93,29 @@ def find_image_sets(
 ) -> ImageSets:
     """List the images of `data/train` and `data/val` without reading them.
 
-    The classes are the folders of `train` in alphabetical order. Validation images are labelled
-    by the names of their classes, some of which may be missing.
+    The classes are the folders of `train` in alphabetical order. A validation image is labeled by
+    the name of its class; some classes may have no validation images.
 
     Raises:
         UserError: a folder is missing or empty, there is only one class, or a class of `val` is
             not one of `train`.
     """
-    found = list_images(data / "train")
-    if found.others:
-        print_once(f"{data / 'train'}: skipped {found.others} file(s) that are not images")
-    if len(found.classes) < 2:
+    train = list_images(data / "train")
+    if train.num_skipped:
+        print_once(f"{data / 'train'}: skipped {train.num_skipped} file(s) that are not images")
+    if len(train.classes) < 2:
         raise UserError(
-            f"{data / 'train'}: only one class, {found.classes[0]}; expected two or more"
+            f"{data / 'train'}: only one class, {train.classes[0]}; expected at least two"
         )
-    validation = find_images(data, val_labels)
-    for remark in validation.remarks:
-        print_once(f"{data / 'val'}: {remark}")
-    labels = class_indices(validation.names, found.classes, len(found.classes))
+    validation = list_validation_images(data, val_labels)
+    for note in validation.notes:
+        print_once(f"{data / 'val'}: {note}")
+    labels = class_indices(validation.class_names, train.classes, len(train.classes))
     return ImageSets(
-        found.classes,
+        train.classes,
         ImageFiles(
-            PathArray(found.paths),
-            np.array(found.labels),
+            PathArray(train.paths),
+            np.array(train.labels),
             training_transform(augmentation, image_size),
         ),
         ImageFiles(validation.paths, labels, evaluation_transform(image_size)),

@@ -1,4 +1,4 @@
-"""The weights that the paper's authors released on Google Drive, fetched once and checked."""
+"""Download the weights that the authors of the paper released on Google Drive."""
 
 import os
 import sys
@@ -12,90 +12,93 @@ from common.command_line import UserError, one_line
 from pretrained import load_model
 
 
-class Released(NamedTuple):
+class ReleasedFile(NamedTuple):
     """A file on Google Drive."""
 
     drive_id: str
     size_mib: int
 
     @property
-    def page(self) -> str:
-        """Where a person can fetch it with a browser."""
+    def web_page(self) -> str:
+        """Page for a download in a browser."""
         return f"https://drive.google.com/file/d/{self.drive_id}/view"
 
     @property
-    def address(self) -> str:
+    def url(self) -> str:
         return f"https://drive.google.com/uc?id={self.drive_id}"
 
 
-RELEASED = {
-    "resnet18": Released("1P5QA_uLyaqaSDUCVb0Kkg-UlvVoBJphc", 45),
-    "resnet50": Released("1sqhBPdzHi-X0svyBeFWEjiqveWfAohdK", 98),
-    "resnet152": Released("1zoCNTuSI0dG2JUjTLFc5vjFodVPPi6C7", 231),
+RELEASED_FILES = {
+    "resnet18": ReleasedFile("1P5QA_uLyaqaSDUCVb0Kkg-UlvVoBJphc", 45),
+    "resnet50": ReleasedFile("1sqhBPdzHi-X0svyBeFWEjiqveWfAohdK", 98),
+    "resnet152": ReleasedFile("1zoCNTuSI0dG2JUjTLFc5vjFodVPPi6C7", 231),
 }
 
 
-def fetch(arch: str, address: str | None = None, timeout_s: float = 60) -> Path:
-    """The path of the released weights in torch's hub cache, after fetching them if need be.
+def download_released_weights(arch: str, url: str | None = None, timeout_s: float = 60) -> Path:
+    """Return the path of the released weights in torch's hub cache; download them if missing.
 
-    A file takes its place there only once every key and shape in it has been checked.
+    A download enters the cache only after all its keys and shapes have been checked.
 
     Args:
-        arch: a name in `RELEASED`.
-        address: where to fetch from in place of Google Drive.
-        timeout_s: how long the server may stay silent.
+        arch: a key of `RELEASED_FILES`.
+        url: download from here instead of Google Drive.
+        timeout_s: seconds without an answer from the server after which the download fails.
 
     Raises:
-        UserError: nothing was released for `arch`, or what came is not a checkpoint of it.
+        UserError: no weights were released for `arch`, the download failed, or the file is not a
+            checkpoint of `arch`.
     """
-    if arch not in RELEASED:
-        raise UserError(f"-a {arch}: weights were released for {', '.join(RELEASED)}; use one")
-    file = RELEASED[arch]
+    if arch not in RELEASED_FILES:
+        raise UserError(f"-a {arch}: weights were released only for {', '.join(RELEASED_FILES)}")
+    file = RELEASED_FILES[arch]
     target = Path(torch.hub.get_dir()) / "checkpoints" / f"dks_{arch}.pth"
     if target.is_file():
         try:
             load_model(arch, target)
-        except UserError as refusal:
-            raise UserError(f"{refusal} (or remove it, to have it fetched again)") from refusal
+        except UserError as error:
+            raise UserError(f"{error} (or remove the file to download it again)") from error
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
-    # gdown leaves what it has of a broken download; the temporary folder takes that along.
+    # gdown leaves a partial file behind when a download breaks off.
     with tempfile.TemporaryDirectory(prefix=".dks-", dir=target.parent) as folder:
-        arrived = Path(folder) / target.name
+        downloaded = Path(folder) / target.name
         try:
-            download(address or file.address, arrived, timeout_s)
-            refuse_web_page(arrived)
-            load_model(arch, arrived)
-        except UserError as refusal:
-            # Not the name of a file that is about to go.
-            reason = str(refusal).replace(str(arrived), "what arrived").rstrip(".")
+            download_file(url or file.url, downloaded, timeout_s)
+            check_not_html(downloaded)
+            load_model(arch, downloaded)
+        except UserError as error:
+            # The temporary file is about to be removed, so the message must not name it.
+            reason = str(error).replace(str(downloaded), "the downloaded file").rstrip(".")
             raise UserError(
-                f"the weights of {arch} could not be fetched: {reason}. Fetch {file.page} "
-                f"({file.size_mib} MiB) with a browser and give the file as --model_path"
-            ) from refusal
-        os.replace(arrived, target)
+                f"cannot download the weights of {arch}: {reason}. Download {file.web_page} "
+                f"({file.size_mib} MiB) in a browser and pass the file as --model_path"
+            ) from error
+        os.replace(downloaded, target)
     return target
 
 
-def download(address: str, path: Path, timeout_s: float) -> None:
-    """Save what is at `address`, through Google Drive's questions if it is there."""
+def download_file(url: str, path: Path, timeout_s: float) -> None:
+    """Download a file with gdown, which handles Google Drive's confirmation pages."""
     try:
         import gdown
     except ImportError as error:
-        raise UserError("it needs a package: pip install gdown") from error
+        raise UserError("the download requires: pip install gdown") from error
     try:
-        # Without cookies gdown touches no file in the home folder. Its bar is for terminals.
+        # gdown's progress bar is meant for terminals. With cookies it would write to the home
+        # folder.
         quiet = not sys.stderr.isatty()
-        gdown.download(address, str(path), quiet=quiet, use_cookies=False, timeout=timeout_s)
-    except Exception as error:  # its own, those of requests, and OSError
+        gdown.download(url, str(path), quiet=quiet, use_cookies=False, timeout=timeout_s)
+    except Exception as error:  # gdown's own exceptions, those of requests, and OSError
         reason = one_line(error, 200).partition("The received bytes are kept")[0].strip()
         raise UserError(reason) from error
     if not path.is_file():
-        raise UserError(f"nothing arrived from {address}")
+        raise UserError(f"no file received from {url}")
 
 
-def refuse_web_page(path: Path) -> None:
+def check_not_html(path: Path) -> None:
+    """Raise `UserError` if the server sent a web page instead of the file."""
     with open(path, "rb") as file:
         start = file.read(200).lstrip().lower()
     if start.startswith((b"<!doctype html", b"<html")):
-        raise UserError("a web page came in place of the file, as when Drive's quota is spent")
+        raise UserError("received a web page, probably because Google Drive's quota is exceeded")

@@ -1,4 +1,4 @@
-"""The exponential moving average of a network's weights."""
+"""Exponential moving average of a model's weights."""
 
 import copy
 
@@ -7,29 +7,29 @@ from torch import nn
 
 
 class ModelEma:
-    """A copy of a network whose weights follow the original's: w <- decay w + (1 - decay) own.
+    """A copy of a model with averaged weights: average <- decay * average + (1 - decay) * weight.
 
-    The running statistics of batch normalisation are averaged too, since the averaged weights
-    need statistics of their own.
+    The running statistics of batch normalization are averaged as well, because those of the
+    original model do not fit the averaged weights.
 
     Args:
-        model: the network to follow; the average starts from its present weights.
-        decay: from 0 (no averaging) to below 1.
+        model: the model to follow; the average starts at its current weights.
+        decay: in [0, 1); 0 copies the weights.
     """
 
     def __init__(self, model: nn.Module, decay: float):
         self.model = copy.deepcopy(model).eval().requires_grad_(False)
         self._decay = decay
-        # Both networks' tensors are only ever changed in place, so that they can be listed once.
+        # Listed once, because the tensors of both models are only ever changed in place.
         pairs = list(
             zip(self.model.state_dict().values(), model.state_dict().values(), strict=True)
         )
         self._averaged = [pair for pair in pairs if pair[0].is_floating_point()]
-        self._copied = [pair for pair in pairs if not pair[0].is_floating_point()]  # counts
+        self._copied = [pair for pair in pairs if not pair[0].is_floating_point()]  # counters
 
     @torch.no_grad()
     def update(self) -> None:
-        """Take the network's weights, after a step, into the average."""
+        """Update the average with the model's weights, after a step."""
         averages, weights = map(list, zip(*self._averaged, strict=True))
         torch._foreach_lerp_(averages, weights, 1 - self._decay)
         for average, value in self._copied:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from common.distributed import broadcast_buffers, data_parallel, world_size
+from common.distributed import broadcast_buffers, world_size, wrap_ddp
 from common.metrics import MetricSums, topk_correct
 from ema import ModelEma
 from evaluate import Scores, evaluate
@@ -19,21 +19,21 @@ from synergy import Losses
 
 
 class Trainer:
-    """A model and everything that training changes along with it.
+    """A model with its optimizer and the other state that changes during training.
 
     Args:
         model: maps images (B, 3, S, S) to a tuple of logits (B, K), the backbone's first.
         criterion: maps logits and labels to `Losses`.
         optimizer: of the model's parameters.
         ema: moving average of the model's weights, if any.
-        dtype: of convolutions and matrix products; the loss is computed in float32 at least.
-        micro_batches: parts of a batch whose gradients are accumulated one after the other.
+        dtype: of convolutions and matrix products. The loss is computed in float32.
+        micro_batches: number of parts of a batch, whose gradients are accumulated.
 
     Attributes:
         device: of the model.
         step: number of finished steps of the whole run.
-        epoch: number of finished epochs, evaluation included.
-        sums: over the images of the epoch in progress, on this process.
+        epoch: number of finished epochs, including their evaluation.
+        sums: of losses and correct predictions in the current epoch, on this process.
     """
 
     def __init__(
@@ -49,15 +49,15 @@ class Trainer:
         self.device = next(model.parameters()).device
         self.optimizer = optimizer
         self.ema = ema
-        # With enabled=False its calls do nothing special.
+        # If disabled, its methods pass their arguments through.
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=dtype == torch.float16)
-        self.parallel = data_parallel(model, self.device)
+        self.parallel = wrap_ddp(model, self.device)
         self.step = self.epoch = 0
         self.sums = MetricSums(self.device)
         self._criterion = criterion
         self._dtype = dtype
         self._micro_batches = micro_batches
-        self._bad_step = torch.zeros((), dtype=torch.int64, device=self.device)
+        self._nonfinite_step = torch.zeros((), dtype=torch.int64, device=self.device)
 
     def train_epoch(
         self,
@@ -67,14 +67,14 @@ class Trainer:
         progress: EpochProgress,
         log_interval: int,
     ) -> None:
-        """Train on the rest of the epoch, from the current step on.
+        """Train from the current step to the end of the epoch.
 
         Args:
             loader: of the training batches.
             schedule: of the learning rate.
             hook: called after each step.
-            progress: shows the loss every `log_interval` steps, each of which waits for the
-                device.
+            progress: shows the loss.
+            log_interval: steps between updates of the loss, each of which waits for the device.
 
         Raises:
             UserError: a loss was not finite, or an image cannot be read.
@@ -83,18 +83,18 @@ class Trainer:
         self.parallel.train()
         first_step = self.step - self.epoch * loader.sampler.steps
         with progress:
-            for batch in progress.over(loader.epoch(self.epoch, first_step)):
+            for batch in progress.track(loader.epoch(self.epoch, first_step)):
                 loss = self.train_step(batch, schedule.rate(self.step))
                 at_interval = self.step % log_interval == 0
                 if at_interval:
                     progress.show(float(loss))
-                hook(read=at_interval)
-            hook.refuse_bad_losses()
+                hook(check_losses=at_interval)
+            hook.check_losses()
 
     def train_step(self, batch: Batch, lr: float) -> Tensor:
-        """Update the weights once without waiting for the device.
+        """Run one training step without waiting for the device.
 
-        (In float16 without a fused optimizer, the gradient scaler waits for the gradients.)
+        (The exception is float16 without a fused optimizer: the gradient scaler waits.)
 
         Returns:
             The mean loss of this process's images, a scalar on the device.
@@ -108,11 +108,11 @@ class Trainer:
         if self.ema:
             self.ema.update()
         self.step += 1
-        self._bad_step.masked_fill_((self._bad_step == 0) & ~loss.isfinite(), self.step)
+        self._nonfinite_step.masked_fill_((self._nonfinite_step == 0) & ~loss.isfinite(), self.step)
         return loss
 
     def _accumulate_gradients(self, batch: Batch) -> Tensor:
-        """Run forward and backward; the gradients are those of the mean over the whole batch.
+        """Compute the gradients of the mean loss over the whole batch.
 
         DistributedDataParallel averages gradients over processes. Each process therefore scales
         its loss by its fraction of the batch times the number of processes.
@@ -124,18 +124,18 @@ class Trainer:
         images, labels = batch.images.tensor_split(parts), batch.labels.tensor_split(parts)
         means = []
         for part in range(parts):
-            weight = len(labels[part]) / len(batch.labels)  # in this process's images
+            weight = len(labels[part]) / len(batch.labels)  # fraction of this process's images
             with self._no_sync() if part < parts - 1 else nullcontext():
                 logits, losses = self._forward(images[part], labels[part])
                 total = losses.total * (weight * batch.batch_fraction * world_size())
                 self.scaler.scale(total).backward()
             means.append(losses.total.detach() * weight)
-            # A placeholder image does not count, but every process needs the same set of sums.
+            # A placeholder image counts with weight 0: all processes need the same sums.
             self._accumulate_metrics(logits, labels[part], losses, float(batch.batch_fraction > 0))
         return torch.stack(means).sum()
 
     def _no_sync(self):
-        """Context in which gradients stay on this process, to be reduced with later ones."""
+        """Return a context in which gradients are accumulated but not yet all-reduced."""
         return self.parallel.no_sync() if world_size() > 1 else nullcontext()
 
     def _forward(self, images: Tensor, labels: Tensor) -> tuple[tuple[Tensor, ...], Losses]:
@@ -153,14 +153,14 @@ class Trainer:
         )
 
     def evaluate(self, loader: DataLoader, hook: CheckpointHook) -> dict[str, Scores]:
-        """Score the model as `validation` and, if there is one, the weight average as `ema`."""
+        """Score the model (`validation`) and its weight average, if there is one (`ema`)."""
         models = {"validation": self.model}
         if self.ema:
             models["ema"] = self.ema.model
         scores = {}
         for name, model in models.items():
             broadcast_buffers(model)
-            scores[name] = evaluate(model, hook.over(loader), self.device, self._dtype)
+            scores[name] = evaluate(model, hook.wrap(loader), self.device, self._dtype)
         return scores
 
     def finish_epoch(self) -> None:
@@ -168,9 +168,12 @@ class Trainer:
         self.epoch += 1
         self.sums = MetricSums(self.device)
 
-    def first_bad_step(self) -> int:
-        """Return the first step with a non-finite loss on this process, or 0; waits for it."""
-        return int(self._bad_step)
+    def first_nonfinite_step(self) -> int:
+        """Return the first step with a non-finite loss on this process, or 0.
+
+        Waits for the device.
+        """
+        return int(self._nonfinite_step)
 
 
 def memory_format(image_size: int, device: torch.device) -> torch.memory_format:

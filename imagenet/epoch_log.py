@@ -1,14 +1,16 @@
-"""What a training run writes for each epoch: a line of `log.jsonl`, TensorBoard, a line to read.
+"""Log of a training run: a line in `log.jsonl`, TensorBoard scalars and a printed line per epoch.
 
-The record of an epoch:
-    epoch, step: finished ones; arch, method, seed: of the run; lr: of the last step.
-    train: mean losses by part (`total` is the one that is minimised), and the top-1 error of
-        every classifier, over the epoch's augmented images while the weights changed.
-    validation: errors of every classifier, and of their averaged probabilities.
-    ema: the same with the averaged weights, where there are any.
-    times: of this process since the epoch began or was resumed. All else is the same however
-        often a run is stopped and resumed.
-Errors are in percent; classifiers stand in the order backbone, shallow branch, deep branch.
+Record of an epoch:
+    epoch, step: numbers of finished epochs and steps.
+    arch, method, seed: of the run.
+    lr: learning rate of the last step.
+    train: mean losses by part (`total` is minimized) and top-1 errors of the classifiers, over the
+        augmented images of the epoch, while the weights changed.
+    validation: errors of the classifiers and of their ensemble.
+    ema: the same for the averaged weights, if there are any.
+    times: of this process, since the epoch started or was resumed. All other values do not depend
+        on whether the run was interrupted.
+Errors are in percent, in the order of `CLASSIFIERS`.
 """
 
 from pathlib import Path
@@ -16,37 +18,36 @@ from pathlib import Path
 from torch import Tensor
 
 from common.run_folder import Log
-from evaluate import Scores
+from evaluate import CLASSIFIERS, Scores
 from synergy import Losses
 from train_options import Config
 
 LOG = "log.jsonl"
-CLASSIFIERS = ("backbone", "shallow branch", "deep branch")
 
 
 class EpochLog:
-    """The log of one run from a step on; what stands there from after it is dropped.
+    """Log of a run, to be continued after the given epoch. Later records are dropped.
 
     Args:
         folder: of the run.
-        epoch, step: finished ones.
+        epoch, step: numbers of finished epochs and steps.
     """
 
     def __init__(self, folder: Path, epoch: int, step: int):
-        # Takes seconds to import, and only the process that writes needs it.
+        # Imported here because it takes seconds and only process 0 needs it.
         from torch.utils.tensorboard import SummaryWriter
 
         self._log = Log(folder / LOG)
         self._log.truncate_after(epoch)
         self._writer = SummaryWriter(folder, purge_step=step + 1)
 
-    def write(self, config: Config, epoch: int, step: int, measured: dict) -> None:
-        """Write the record of an epoch: what was `measured`, with the run it belongs to."""
-        named = {name: getattr(config, name) for name in ("arch", "method", "seed")}
-        record = {"epoch": epoch, "step": step, **named, **measured}
+    def write(self, config: Config, epoch: int, step: int, metrics: dict) -> None:
+        """Write the record of an epoch: the metrics and the run they belong to."""
+        run = {name: getattr(config, name) for name in ("arch", "method", "seed")}
+        record = {"epoch": epoch, "step": step, **run, **metrics}
         self._log.append(record)
-        for name, value in curves(record).items():
-            self._writer.add_scalar(name, value, step)
+        for tag, value in tensorboard_scalars(record).items():
+            self._writer.add_scalar(tag, value, step)
         self._writer.flush()
         train, validation, times = record["train"], record["validation"], record["times"]
         print(
@@ -62,7 +63,7 @@ class EpochLog:
 
 
 def train_record(totals: dict[str, Tensor], images: int) -> dict:
-    """The record's `train` from the sums over an epoch's images."""
+    """Return the entry `train` of a record, from the sums over an epoch's images."""
     losses = (totals["losses"] / images).tolist()
     return {
         "losses": dict(zip(Losses._fields, losses, strict=True)),
@@ -71,7 +72,7 @@ def train_record(totals: dict[str, Tensor], images: int) -> dict:
 
 
 def validation_record(scores: Scores) -> dict:
-    """The record's `validation` or `ema`."""
+    """Return the entry `validation` or `ema` of a record."""
     return {
         "images": scores.images,
         "top1_errors": [errors.top1 for errors in scores.classifiers],
@@ -81,16 +82,16 @@ def validation_record(scores: Scores) -> dict:
     }
 
 
-def curves(record: dict) -> dict[str, float]:
-    """TensorBoard's scalars of one epoch."""
-    points = {"learning rate": record["lr"]}
+def tensorboard_scalars(record: dict) -> dict[str, float]:
+    """Return the TensorBoard scalars of an epoch by tag."""
+    scalars = {"learning rate": record["lr"]}
     for part, value in record["train"]["losses"].items():
-        points[f"loss train/{part}"] = value
+        scalars[f"loss train/{part}"] = value
     for part in ("train", "validation", "ema"):
         for kind in ("top1", "top5"):
             errors = record.get(part, {}).get(f"{kind}_errors", [])
             for name, error in zip(CLASSIFIERS, errors, strict=False):
-                points[f"{kind} error {part}/{name}"] = error
+                scalars[f"{kind} error {part}/{name}"] = error
     for name, value in record["times"].items():
-        points[f"times/{name}"] = value
-    return points
+        scalars[f"times/{name}"] = value
+    return scalars

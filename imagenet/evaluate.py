@@ -1,4 +1,4 @@
-"""Run a model on images: errors of every classifier and of their ensemble, or predictions."""
+"""Evaluate a model: top-1 and top-5 errors of its classifiers and their ensemble; predictions."""
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
@@ -13,9 +13,11 @@ from common.command_line import UserError, is_out_of_memory, one_line
 from common.metrics import MetricSums, topk_correct
 from loader import device_batches
 
+CLASSIFIERS = ("backbone", "shallow branch", "deep branch")  # in the order of the logits
+
 
 class Errors(NamedTuple):
-    """How many of the images a classifier gets wrong, in percent."""
+    """Error rates of a classifier, in percent."""
 
     top1: float
     top5: float
@@ -23,17 +25,17 @@ class Errors(NamedTuple):
 
 @dataclass(frozen=True)
 class Scores:
-    """What `evaluate` measures."""
+    """Result of an evaluation."""
 
-    classifiers: tuple[Errors, ...]  # the backbone's first, then branches from shallow to deep
-    ensemble: Errors  # of the classifiers' averaged probabilities
-    images: int  # scored
-    unreadable: int  # skipped
+    classifiers: tuple[Errors, ...]  # in the order of `CLASSIFIERS`
+    ensemble: Errors  # of the mean of the classifiers' probabilities
+    images: int  # number of images scored
+    unreadable: int  # number of images skipped
 
 
 @contextlib.contextmanager
-def refuse_too_large_batches() -> Iterator[None]:
-    """Turn running out of memory, in the block or decorated function, into a refusal."""
+def catch_out_of_memory() -> Iterator[None]:
+    """Raise `UserError` if the block, or the decorated function, runs out of memory."""
     try:
         yield
     except RuntimeError as error:
@@ -45,7 +47,7 @@ def refuse_too_large_batches() -> Iterator[None]:
         ) from error
 
 
-@refuse_too_large_batches()
+@catch_out_of_memory()
 @torch.no_grad()
 def evaluate(
     model: nn.Module,
@@ -54,38 +56,38 @@ def evaluate(
     dtype: torch.dtype = torch.float32,
     progress: Callable[[Callable[[], Scores]], None] | None = None,
 ) -> Scores:
-    """Score `model`, which is put into evaluation mode, on every image of every process's loader.
+    """Score `model` on the images of all processes. Puts it into evaluation mode.
 
     Args:
         model: maps images (B, 3, S, S) to a tuple of logits (B, K), the backbone's first.
-        loader: this process's share of the images, at least one batch.
-        device: where the model is.
-        dtype: of convolutions and matrix products. Softmax and averages are in float32 always.
-        progress: called after each batch with a function that gives this process's scores so
-            far; calling that waits for the device.
+        loader: this process's images, at least one batch.
+        device: of the model.
+        dtype: of convolutions and matrix products. Softmax and means are always float32.
+        progress: called after each batch with a function that returns this process's scores so
+            far. Calling that function waits for the device.
 
     Raises:
-        UserError: an image can't be read, the device's memory is too small for a batch, the
-            network's outputs are not finite, or no image was scored.
+        UserError: an image cannot be read, a batch does not fit in memory, the logits are not
+            finite, or no image was scored.
     """
     model.eval()
     sums = MetricSums(device)
     for images, labels in device_batches(loader, device):
         sums.add(**batch_counts(forward(model, images, dtype), labels))
         if progress:
-            progress(lambda: scores(sums.totals(all_processes=False)))
+            progress(lambda: summarize(sums.totals(all_processes=False)))
     totals = sums.totals()
     if totals["not_finite"]:
         raise UserError(
-            f"the network's outputs are not finite on {int(totals['not_finite'])} image(s): "
-            "use --dtype bfloat16 or float32 if this was float16, else another checkpoint"
+            f"the logits are not finite for {int(totals['not_finite'])} image(s); use --dtype "
+            "bfloat16 or float32 instead of float16, or another checkpoint"
         )
     if not totals["images"]:
         raise UserError(f"none of the {int(totals['unreadable'])} images could be read")
-    return scores(totals)
+    return summarize(totals)
 
 
-@refuse_too_large_batches()
+@catch_out_of_memory()
 @torch.no_grad()
 def predict(
     model: nn.Module, loader: DataLoader, device: torch.device, dtype: torch.dtype, count: int = 5
@@ -100,67 +102,67 @@ def predict(
         count: number of classes to return, K at most.
 
     Raises:
-        UserError: an image cannot be read, or a batch does not fit in the device's memory.
+        UserError: an image cannot be read, or a batch does not fit in memory.
     """
     model.eval()
-    found = []
+    predictions = []
     for images, _ in device_batches(loader, device):
         probabilities = forward(model, images, dtype)[0].float().softmax(-1)
         best = probabilities.topk(min(count, probabilities.shape[1]))
-        found += [
+        predictions += [
             list(zip(indices, values, strict=True))
             for indices, values in zip(best.indices.tolist(), best.values.tolist(), strict=True)
         ]
-    return found
+    return predictions
 
 
 @torch.no_grad()
 def check_image_size(model: nn.Module, image_size: int, device: torch.device) -> None:
-    """Refuse images of `image_size` pixels if the model, in evaluation mode, can't take them."""
+    """Raise `UserError` if the model, in evaluation mode, fails on images of `image_size`."""
     try:
         model(torch.zeros(1, 3, image_size, image_size, device=device))
     except (AssertionError, RuntimeError) as error:
         raise UserError(
-            f"--image-size {image_size}: the network can't take such images "
-            f"({one_line(error, 150)}); use the size it was trained with"
+            f"--image-size {image_size}: the network does not accept this size "
+            f"({one_line(error, 150)}); use the size it was trained on"
         ) from error
 
 
 def forward(model: nn.Module, images: Tensor, dtype: torch.dtype) -> tuple[Tensor, ...]:
-    """The model's logits, computed under autocast unless `dtype` is float32."""
+    """Compute the model's logits, under autocast unless `dtype` is float32."""
     with torch.autocast(images.device.type, dtype, enabled=dtype != torch.float32):
         return model(images)
 
 
 def batch_counts(logits: Sequence[Tensor], labels: Tensor) -> dict[str, Tensor]:
-    """What one batch adds to the sums.
+    """Count correct predictions in a batch.
 
     Args:
         logits: N tensors (B, K).
-        labels: (B,); a negative one marks an image that is not to be counted.
+        labels: (B,); negative for images that do not count.
 
     Returns:
-        `top1` and `top5`, (N + 1,): correct images of each classifier and of the averaged
-        probabilities; and the scalars `images`, `unreadable` and `not_finite`.
+        `top1` and `top5`, (N + 1,): correct predictions of each classifier and of the ensemble;
+        and the scalars `images`, `unreadable` and `not_finite`.
     """
     stacked = torch.stack(tuple(logits)).float()  # (N, B, K)
-    # Softmax can round different logits to equal probabilities: one classifier needs none.
+    # A single classifier is ranked by its logits: softmax can round them to equal probabilities.
     ensemble = stacked.softmax(-1).mean(0, keepdim=True) if len(stacked) > 1 else stacked
-    ranked = torch.cat([stacked, ensemble])
+    scores = torch.cat([stacked, ensemble])  # (N + 1, B, K)
     return {
-        "top1": torch.stack([topk_correct(each, labels, 1) for each in ranked]),
-        "top5": torch.stack([topk_correct(each, labels, 5) for each in ranked]),
+        "top1": torch.stack([topk_correct(each, labels, 1) for each in scores]),
+        "top5": torch.stack([topk_correct(each, labels, 5) for each in scores]),
         "images": (labels >= 0).sum(),
         "unreadable": (labels < 0).sum(),
         "not_finite": (~stacked.isfinite().all(-1).all(0)).sum(),
     }
 
 
-def scores(totals: dict[str, Tensor]) -> Scores:
-    """Percentages from the sums over all batches."""
+def summarize(totals: dict[str, Tensor]) -> Scores:
+    """Turn the sums of `batch_counts` over all batches into error rates."""
     images = int(totals["images"])
-    wrong = [
+    errors = [
         Errors(*(100 * (images - int(correct)) / max(images, 1) for correct in pair))
         for pair in zip(totals["top1"], totals["top5"], strict=True)
     ]
-    return Scores(tuple(wrong[:-1]), wrong[-1], images, int(totals["unreadable"]))
+    return Scores(tuple(errors[:-1]), errors[-1], images, int(totals["unreadable"]))

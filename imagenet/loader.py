@@ -23,8 +23,8 @@ class ResumableBatchSampler:
     processes, each of which takes a contiguous part of it. The last batch may be partial.
 
     Args:
-        num_images: size of the data set, N.
-        batch_size: images in a batch, over all processes.
+        num_images: size of the data set.
+        batch_size: total batch size over all processes.
         seed: of the order.
     """
 
@@ -49,7 +49,7 @@ class ResumableBatchSampler:
         order = torch.randperm(self._num_images, generator=generator)
         for step in range(self._first_step, self.steps):
             batch = self._batch(step)
-            # A process whose fraction is 0 gets one image all the same; its weight will be 0.
+            # A process without images in the batch gets a placeholder, which has weight 0.
             own = batch[shard(len(batch))] or batch[:1]
             yield [(self._epoch, index) for index in order[own.start : own.stop].tolist()]
 
@@ -68,11 +68,11 @@ class Batch(NamedTuple):
 
 
 class WorkerSignalGuard:
-    """Keep DataLoader workers alive while the run still needs them.
+    """Keep DataLoader workers alive on termination signals until the block ends.
 
-    A terminal or a scheduler signals every process of a run. The main process needs its workers
-    to finish the step and save, so they ignore the signals, and obey SIGTERM, by which
-    DataLoader ends them in the last resort, only after the block.
+    Terminals and schedulers signal every process of a run, but the main process needs its workers
+    to finish the current step. They therefore ignore the signals, and obey SIGTERM, with which
+    DataLoader terminates them, only after the block.
     """
 
     def __init__(self):
@@ -85,7 +85,7 @@ class WorkerSignalGuard:
         self._finished.set()
 
     def __call__(self, worker: int) -> None:
-        """Set up a worker; a `worker_init_fn`."""
+        """Set up a worker; for DataLoader's argument `worker_init_fn`."""
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, self._exit_if_finished)
@@ -102,8 +102,8 @@ class TrainingLoader:
         files: yields uint8 images (3, S, S) and labels.
         sampler: of the batches.
         seed: of the augmentation.
-        workers: DataLoader workers for each process of the run; 0 loads in the main process.
-        prefetch: batches that each worker prepares ahead.
+        workers: DataLoader workers per process; 0 loads in the main process.
+        prefetch: batches prefetched per worker.
         device: of the batches.
         worker_init: sets up a worker.
     """
@@ -130,7 +130,7 @@ class TrainingLoader:
             persistent_workers=workers > 0,
             prefetch_factor=prefetch if workers else None,
             pin_memory=device.type == "cuda",
-            generator=torch.Generator(),  # its own, so that the global one is left alone
+            generator=torch.Generator(),  # leaves torch's default generator untouched
         )
 
     def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
@@ -154,12 +154,12 @@ def evaluation_loader(
     device: torch.device,
     worker_init: Callable[[int], None],
 ) -> DataLoader:
-    """Build the loader of this process's part of a data set, in order, each image once.
+    """Build a loader of this process's part of a data set, each image once and in order.
 
     Args:
         dataset: has a length; usually `ImageFiles`.
-        batch_size: images in a batch, over all processes.
-        workers: DataLoader workers for each process of the run; 0 loads in the main process.
+        batch_size: total batch size over all processes.
+        workers: DataLoader workers per process; 0 loads in the main process.
         device: of the batches.
         worker_init: sets up a worker; a `WorkerSignalGuard`.
 
@@ -169,7 +169,7 @@ def evaluation_loader(
     count = len(dataset)
     if count < world_size():
         raise UserError(
-            f"{count} image(s) for {world_size()} processes: each needs one; start fewer processes"
+            f"{count} image(s) for {world_size()} processes; start at most one process per image"
         )
     return DataLoader(
         Subset(dataset, range(*shard(count).indices(count))),

@@ -5,7 +5,8 @@
     python main.py -a resnet152 --model_path FILE --predict A.jpg
     torchrun --nproc_per_node 8 main.py …                         on eight GPUs
 
-IMAGENET is the folder that contains val/. ResNet-152 should come to the paper's 20.98 % top-1.
+IMAGENET is the folder that contains val/. The paper reports a top-1 error of 20.98 % with
+ResNet-152.
 """
 
 import sys
@@ -22,14 +23,14 @@ from common.command_line import DTYPES, UserError, exit_status, require_file
 from common.distributed import barrier, distributed_context, print_once, rank, world_size
 from common.metrics import cost
 from data import ImageFiles
-from download import fetch
+from download import download_released_weights
 from evaluate import Scores, check_image_size, evaluate, predict
 from loader import WorkerSignalGuard, evaluation_loader
 from options import Config, parse
 from presets import evaluation_transform
 from pretrained import LoadedModel, load_model, load_torchvision
 from progress import EvaluationProgress
-from validation_set import NamedImages, class_indices, class_titles, find_images
+from validation_set import LabeledImages, class_indices, class_titles, list_validation_images
 from weights import sha256
 
 
@@ -40,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(config: Config) -> None:
     with distributed_context(config.device) as device, WorkerSignalGuard() as workers:
-        images = find_images(config.data, config.val_labels) if config.data else None
+        images = list_validation_images(config.data, config.val_labels) if config.data else None
         checkpoint = find_checkpoint(config)
         if config.download_only:
             return
@@ -55,18 +56,18 @@ def run(config: Config) -> None:
         seconds = time.perf_counter() - start
         if rank() == 0:
             if config.json:
-                results.write(config, checkpoint, scores, seconds)
-            results.show(config, scores, seconds)
+                results.write_json(config, checkpoint, scores, seconds)
+            results.print_scores(config, scores, seconds)
 
 
 def find_checkpoint(config: Config) -> Path | None:
     """Return the file to load, downloading released weights; None for torchvision's weights."""
     path = config.model_path
     if config.pretrained or config.download_only:
-        # One process downloads first, then those of other machines, which have their own cache.
-        path = fetch(config.arch) if rank() == 0 else None
+        # Process 0 downloads first. Processes on other machines may have a cache of their own.
+        path = download_released_weights(config.arch) if rank() == 0 else None
         barrier()
-        path = path or fetch(config.arch)
+        path = path or download_released_weights(config.arch)
     if path:
         require_file("--model_path", path, "a checkpoint")
         print_once(f"checkpoint: {path}, SHA-256 {sha256(path)}")
@@ -80,7 +81,7 @@ def load(config: Config, checkpoint: Path | None) -> LoadedModel:
     loaded = load_model(config.arch, checkpoint, config.branches)
     if loaded.image_size not in (None, config.image_size):
         print_once(
-            f"note: trained on images of {loaded.image_size} pixels, evaluated on "
+            f"note: trained on images of {loaded.image_size} pixels, evaluating on "
             f"{config.image_size}; --image-size {loaded.image_size} matches training"
         )
     if config.arch in resnet.NETWORKS:
@@ -88,7 +89,7 @@ def load(config: Config, checkpoint: Path | None) -> LoadedModel:
         for purpose, branches in (("inference", False), ("training with DKS", True)):
             size = cost(partial(network, branches), config.image_size)
             print_once(f"{config.arch} for {purpose}: {size}")
-        if config.dtype != "float32":  # in float32 the logits equal training's, bit for bit
+        if config.dtype != "float32":  # float32 logits stay bit-identical to training's
             resnet.fold_batch_norms(loaded.model)
     return loaded
 
@@ -96,16 +97,16 @@ def load(config: Config, checkpoint: Path | None) -> LoadedModel:
 def score(
     config: Config,
     loaded: LoadedModel,
-    images: NamedImages,
+    images: LabeledImages,
     device: torch.device,
     workers: WorkerSignalGuard,
 ) -> Scores:
-    """Evaluate the model on the images of the validation set."""
-    for remark in images.remarks:
-        print_once(f"{config.data / 'val'}: {remark}")
+    """Evaluate the model on the validation images."""
+    for note in images.notes:
+        print_once(f"{config.data / 'val'}: {note}")
     dataset = ImageFiles(
         images.paths,
-        class_indices(images.names, loaded.class_names, loaded.num_classes),
+        class_indices(images.class_names, loaded.class_names, loaded.num_classes),
         evaluation_transform(config.image_size, config.resize),
         config.skip_unreadable,
     )
@@ -119,10 +120,10 @@ def print_predictions(
 ) -> None:
     """Print the five most likely classes of each given image."""
     if world_size() > 1:
-        raise UserError("--predict runs in one process; start it without torchrun")
+        raise UserError("--predict supports only one process; run it without torchrun")
     transform = evaluation_transform(config.image_size, config.resize)
-    unlabelled = ImageFiles(config.predict, [0] * len(config.predict), transform)
-    loader = evaluation_loader(unlabelled, config.batch_size, config.workers, device, workers)
+    dataset = ImageFiles(config.predict, [0] * len(config.predict), transform)  # unlabeled
+    loader = evaluation_loader(dataset, config.batch_size, config.workers, device, workers)
     titles = class_titles(loaded.class_names, loaded.num_classes)
     predictions = predict(loaded.model, loader, device, DTYPES[config.dtype])
     for path, classes in zip(config.predict, predictions, strict=True):

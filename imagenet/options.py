@@ -1,28 +1,34 @@
-"""The command line of `main.py`: its flags, and what they become."""
+"""Command-line options of `main.py`."""
 
 import argparse
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torchvision
 
-from common.command_line import DTYPES, Parser, UserError, bounded_number, require_writable_file
+from common.command_line import (
+    DTYPES,
+    ArgumentParser,
+    UserError,
+    bounded_number,
+    require_writable_file,
+)
 from presets import RESIZES
 from resnet import NETWORKS
+from shared_flags import add_batch_size, add_device, add_val_labels, add_workers
 
 
 @dataclass(frozen=True)
 class Config:
-    """What to evaluate, on what, and how."""
+    """Every option of `main.py`, under the name of its flag."""
 
     data: Path | None
     val_labels: Path | None
     resize: str
     image_size: int  # pixels
     skip_unreadable: bool
-    workers: int  # for each process of the run
+    workers: int  # per process
     arch: str
     model_path: Path | None
     pretrained: bool
@@ -38,66 +44,72 @@ class Config:
 
 
 def parse(argv: Sequence[str] | None = None) -> Config:
-    """Read the command line, the process's own if `argv` is None.
+    """Parse and check the command line.
+
+    Args:
+        argv: arguments; those of this process if None.
 
     Raises:
-        UserError: a flag is unknown or wrong, or flags contradict each other.
+        UserError: an argument is unknown or invalid, or arguments contradict each other.
     """
     values = vars(build_parser().parse_args(argv))
-    config = Config(**values | {"predict": tuple(values["predict"])})
-    check_network(config)
+    config = Config(**values | {"predict": tuple(values["predict"] or ())})
+    check_model(config)
     check_task(config)
     if config.json:
         require_writable_file("--json", config.json)
         if config.model_path and config.json.resolve() == config.model_path.resolve():
-            raise UserError(f"--json {config.json}: the checkpoint itself; choose another name")
+            raise UserError(
+                f"--json {config.json}: would overwrite the checkpoint; choose another name"
+            )
     return config
 
 
-def check_network(config: Config) -> None:
-    """Refuse an unknown network, or one with no weights or with two kinds."""
+def check_model(config: Config) -> None:
+    """Raise `UserError` for an unknown network, or unless there is one source of weights."""
     known = torchvision.models.list_models(module=torchvision.models)
     if config.arch not in NETWORKS and config.arch not in known:
         raise UserError(
-            f"-a {config.arch}: expected one of {', '.join(NETWORKS)}, or the name of another "
-            "classifier in torchvision, such as resnet34"
+            f"-a {config.arch}: expected {', '.join(NETWORKS)}, or the name of another torchvision "
+            "classifier, such as resnet34"
         )
     sources = (config.model_path, config.pretrained, config.torchvision_weights)
     given = sum(map(bool, sources)) + (config.download_only and not config.pretrained)
     if given != 1:
         raise UserError(
-            f"{'several kinds of' if given else 'no'} weights given; expected one of "
+            f"{'several sources of' if given else 'no'} weights; expected one of "
             "--model_path FILE, --pretrained, --torchvision-weights NAME and --download-only"
         )
     if config.branches and not config.model_path:
-        raise UserError("--branches: only checkpoints given as --model_path have them")
+        raise UserError("--branches: requires a checkpoint with branches; give --model_path FILE")
 
 
 def check_task(config: Config) -> None:
-    """Refuse what is none of an evaluation, a prediction and a download, or several of them."""
+    """Raise `UserError` unless the task is either evaluation, prediction or a download."""
     if not config.predict and not config.download_only:
         if config.data is None:
-            raise UserError("no data: give the folder that contains val/, or --predict IMAGE …")
+            raise UserError("no data; give the folder that contains val/, or --predict IMAGE …")
         return
     task = "--download-only" if config.download_only else "--predict"
-    others = {
-        "a data folder": config.data,
+    conflicts = {
+        "the data folder": config.data,
         "--val-labels": config.val_labels,
         "--json": config.json,
         "--branches": config.branches,
         "--skip-unreadable": config.skip_unreadable,
         "--predict": config.predict and config.download_only,
     }
-    for name, value in others.items():
+    for name, value in conflicts.items():
         if value:
-            raise UserError(f"{task} evaluates nothing; leave out {name}")
+            raise UserError(f"{task} does not evaluate; leave out {name}")
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = Parser(
+    """Build the parser of `main.py`."""
+    parser = ArgumentParser(
         prog="main.py",
-        description="Evaluate a network on ImageNet's validation set, or classify images. "
-        "Hyphens and underscores in flags are the same.",
+        description="Evaluate a network on the ImageNet validation set, or classify images. "
+        "Flags may be spelled with hyphens or underscores.",
     )
     add_data_flags(parser.add_argument_group("data"))
     add_model_flags(parser.add_argument_group("model"))
@@ -107,42 +119,30 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def add_data_flags(group) -> None:
-    group.add_argument("data", metavar="DATA", type=Path, nargs="?", help="folder with val/ in it")
     group.add_argument(
-        "--val-labels",
-        metavar="FILE",
-        type=Path,
-        help="classes of the images of a val/ without class folders: Kaggle's "
-        "LOC_val_solution.csv, or lines 'filename wnid'",
+        "data", metavar="DATA", type=Path, nargs="?", help="folder that contains val/"
     )
+    add_val_labels(group)
     group.add_argument(
         "--resize",
         choices=RESIZES,
         default="square",
-        help="before the crop: to a square, aspect ratio given up, as the released code does; "
-        "or the shorter side to that size, as is common",
+        help="resize before the center crop: to a square, ignoring the aspect ratio, as in the "
+        "released code; or the shorter side, as is common",
     )
     group.add_argument(
         "--image-size",
         metavar="PIXELS",
         type=bounded_number(int, 8),
         default=224,
-        help="side of the centre crop in pixels; resized to 256/224 of it before",
+        help="side of the center crop in pixels; images are resized to 256/224 of it first",
     )
     group.add_argument(
         "--skip-unreadable",
         action="store_true",
-        help="leave out images that can't be read, and count them; otherwise the first one ends "
-        "the run",
+        help="skip and count images that cannot be read instead of stopping at the first",
     )
-    group.add_argument(
-        "-j",
-        "--workers",
-        metavar="N",
-        type=bounded_number(int, 0, 1024),
-        default=min(4, os.cpu_count() or 1),
-        help="processes that read images, for each process of the run; 0: none besides it",
-    )
+    add_workers(group, most=4)
 
 
 def add_model_flags(group) -> None:
@@ -151,45 +151,39 @@ def add_model_flags(group) -> None:
         "--arch",
         metavar="NAME",
         default="resnet18",
-        help=f"network: {', '.join(NETWORKS)}, or another classifier's name in torchvision",
+        help=f"network: {', '.join(NETWORKS)}, or another torchvision classifier",
     )
-    group.add_argument("--model_path", metavar="FILE", type=Path, help="checkpoint to evaluate")
+    group.add_argument("--model_path", metavar="FILE", type=Path, help="checkpoint to load")
     group.add_argument(
         "--pretrained",
         action="store_true",
-        help="evaluate the weights that the paper's authors released, downloaded once",
+        help="use the weights released by the paper's authors, downloaded on first use",
     )
     group.add_argument(
-        "--torchvision-weights", metavar="NAME", help="evaluate torchvision's, as IMAGENET1K_V1"
+        "--torchvision-weights",
+        metavar="NAME",
+        help="use torchvision's weights of this name, such as IMAGENET1K_V1",
     )
     group.add_argument(
         "--branches",
         action="store_true",
-        help="report the auxiliary branches of the checkpoint too, and the averaged probabilities",
+        help="also evaluate the checkpoint's auxiliary branches and the ensemble of all "
+        "classifiers",
     )
     group.add_argument(
-        "--download-only", action="store_true", help="fetch the released weights and end there"
+        "--download-only", action="store_true", help="download the released weights and exit"
     )
 
 
 def add_run_flags(group) -> None:
-    group.add_argument(
-        "--device", default="auto", help="auto (a GPU where there is one), cpu, cuda, cuda:1, …"
-    )
+    add_device(group)
     group.add_argument(
         "--dtype",
         choices=DTYPES,
         default="float32",
-        help="of convolutions and matrix products",
+        help="data type of convolutions and matrix products",
     )
-    group.add_argument(
-        "-b",
-        "--batch-size",
-        metavar="N",
-        type=bounded_number(int, 1),
-        default=256,
-        help="images in a batch, over all processes",
-    )
+    add_batch_size(group)
 
 
 def add_output_flags(group) -> None:
@@ -199,14 +193,15 @@ def add_output_flags(group) -> None:
         metavar="N",
         type=bounded_number(int, 1),
         default=10,
-        help="batches between refreshes of the progress bar",
+        help="batches between updates of the progress bar",
     )
-    group.add_argument("--json", metavar="FILE", type=Path, help="write the result there too")
+    group.add_argument(
+        "--json", metavar="FILE", type=Path, help="also write the results to this file"
+    )
     group.add_argument(
         "--predict",
         metavar="IMAGE",
         type=Path,
         nargs="+",
-        default=[],
-        help="print the five likeliest classes of these images instead",
+        help="print the five most likely classes of these images instead of evaluating",
     )

@@ -29,10 +29,10 @@ def evaluation_transform(
     Returns:
         A function from an RGB image to a float32 tensor (3, S, S).
     """
-    before = resized_side(image_size)
+    side = resized_side(image_size)
     return transforms.Compose(
         [
-            transforms.Resize((before, before) if resize == "square" else before, BICUBIC),
+            transforms.Resize((side, side) if resize == "square" else side, BICUBIC),
             transforms.CenterCrop(image_size),
             transforms.ToTensor(),
             transforms.Normalize(IMAGENET_MEAN, IMAGENET_STD),
@@ -53,11 +53,12 @@ def training_transform(augmentation: str, image_size: int = 224) -> Callable[[Im
 
     Returns:
         A function from an RGB image to a uint8 tensor (3, S, S). It draws from torch's default
-        generator. (uint8 is a quarter of the transfer to a GPU, where images are normalized.)
+        generator. Images are normalized on the device, because uint8 needs a quarter of the
+        transfer.
     """
     if augmentation == "crop":
-        before = resized_side(image_size)
-        crop = [transforms.Resize((before, before), BICUBIC), transforms.RandomCrop(image_size)]
+        side = resized_side(image_size)
+        crop = [transforms.Resize((side, side), BICUBIC), transforms.RandomCrop(image_size)]
     else:
         crop = [transforms.RandomResizedCrop(image_size, interpolation=BICUBIC)]
     flip = transforms.RandomHorizontalFlip()
@@ -65,5 +66,5 @@ def training_transform(augmentation: str, image_size: int = 224) -> Callable[[Im
 
 
 def resized_side(image_size: int) -> int:
-    """Side to which an image is resized before a crop of `image_size`: 256 for 224."""
+    """Return the side to which images are resized before a crop of `image_size`: 256 for 224."""
     return round(image_size * 256 / 224)

@@ -1,4 +1,4 @@
-"""Networks with weights: loaded strictly from a checkpoint, or from torchvision."""
+"""Build classifiers with weights from a checkpoint file or from torchvision."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -7,23 +7,23 @@ import torchvision
 from torch import Tensor, nn
 
 import resnet
-import weights
 from common import checkpoint
 from common.command_line import UserError, one_line
 from common.distributed import print_once
+from weights import LoadedCheckpoint, read_checkpoint
 
 
 class LoadedModel(NamedTuple):
-    """A network with weights, and what is known about it."""
+    """A network with its weights and metadata."""
 
     model: nn.Module  # in evaluation mode; returns a tuple of logits
     num_classes: int
-    class_names: list[str] | None  # in the order of the outputs, if known
+    class_names: list[str] | None  # in label order, if known
     image_size: int | None = None  # used in training, in pixels, if known
 
 
 class TupleOutput(nn.Module):
-    """A network of torchvision's, whose logits come in a tuple here as a DKS network's do."""
+    """Wrap a torchvision network so that it returns a tuple of logits, as `DKSResNet` does."""
 
     def __init__(self, network: nn.Module):
         super().__init__()
@@ -34,44 +34,60 @@ class TupleOutput(nn.Module):
 
 
 def load_model(arch: str, path: Path, branches: bool = False) -> LoadedModel:
-    """Build the network and load the checkpoint into it, every key and shape.
+    """Build a network and load a checkpoint into it, strictly.
 
     Args:
-        arch: a name in `resnet.NETWORKS`, or another classifier's in torchvision.
-        path: the checkpoint, in any form that `weights.read` takes.
-        branches: load the auxiliary branches too; otherwise they are left out.
+        arch: a key of `resnet.NETWORKS`, or the name of another torchvision classifier.
+        path: a checkpoint in any form that `read_checkpoint` accepts.
+        branches: load the auxiliary branches as well. They are dropped otherwise.
 
     Raises:
-        UserError: the file can't be read, is of another network, or has no branches to load.
+        UserError: the file cannot be read, belongs to another network, or has no branches
+            although `branches` is set.
     """
-    found = weights.read(path)
-    if found.arch not in (None, arch):
-        raise UserError(f"{path}: a checkpoint of {found.arch}, not {arch}; use -a {found.arch}")
-    if found.part == "ema":
-        print_once(f"{path}: its averaged weights are used")
-    state = found.weights
-    if not branches:
-        state = resnet.backbone_weights(state)
-    elif len(state) == len(resnet.backbone_weights(state)):
-        raise UserError(f"{path}: no auxiliary branches in it; leave out --branches")
-    network = build(arch, branches)
-    last = output_parameter(network)
-    shape = getattr(state.get(last), "shape", ())
-    num_classes = shape[0] if shape else 1000
+    loaded = read_checkpoint(path)
+    if loaded.arch not in (None, arch):
+        raise UserError(f"{path}: a checkpoint of {loaded.arch}, not {arch}; use -a {loaded.arch}")
+    if loaded.key == "ema":
+        print_once(f"{path}: using the averaged (EMA) weights")
+    backbone = resnet.backbone_state_dict(loaded.state_dict)
+    if branches and len(backbone) == len(loaded.state_dict):
+        raise UserError(f"{path} has no auxiliary branches; leave out --branches")
+    state_dict = loaded.state_dict if branches else backbone
+    network = build_network(arch, branches)
+    last_parameter = list(resnet.backbone_state_dict(dict(network.named_parameters())))[-1]
+    shape = getattr(state_dict.get(last_parameter), "shape", ())
+    num_classes = shape[0] if shape else 1000  # a wrong shape is reported by load_weights
     if num_classes != 1000:
-        network = build(arch, branches, num_classes)
-    checkpoint.load_weights(network, state, path)
-    if found.class_names is not None and len(set(found.class_names)) != num_classes:
-        names = len(set(found.class_names))
-        raise UserError(f"{path}: {names} different class names in it for {num_classes} outputs")
-    return LoadedModel(as_tuple(network.eval()), num_classes, found.class_names, found.image_size)
+        network = build_network(arch, branches, num_classes)
+    checkpoint.load_weights(network, state_dict, path)
+    check_class_names(loaded, num_classes, path)
+    network.eval()
+    model = network if isinstance(network, resnet.DKSResNet) else TupleOutput(network)
+    return LoadedModel(model, num_classes, loaded.class_names, loaded.image_size)
+
+
+def check_class_names(loaded: LoadedCheckpoint, num_classes: int, path: Path) -> None:
+    """Raise `UserError` unless the checkpoint's class names, if any, fit the network."""
+    if loaded.class_names is None:
+        return
+    distinct = len(set(loaded.class_names))
+    if distinct != num_classes:
+        raise UserError(
+            f"{path}: {distinct} different class names for a network of {num_classes} classes; "
+            "use an undamaged checkpoint"
+        )
 
 
 def load_torchvision(arch: str, name: str) -> LoadedModel:
-    """A network with the weights that torchvision has for it, downloaded once.
+    """Build a torchvision classifier with torchvision's weights, downloaded on first use.
+
+    Args:
+        arch: name of the classifier.
+        name: of the weights, such as `IMAGENET1K_V1`.
 
     Raises:
-        UserError: it has none of that name, or they can't be fetched.
+        UserError: torchvision has no such weights, or the download failed.
     """
     known = torchvision.models.get_model_weights(arch)
     if name not in known.__members__:
@@ -80,29 +96,23 @@ def load_torchvision(arch: str, name: str) -> LoadedModel:
         )
     try:
         network = torchvision.models.get_model(arch, weights=known[name])
-    except (OSError, RuntimeError) as error:  # the latter where the file's hash is wrong
+    except (OSError, RuntimeError) as error:  # RuntimeError if the hash of the file is wrong
         raise UserError(
-            f"--torchvision-weights {name}: can't be fetched ({one_line(error, 150)}); "
-            "try again with a network"
+            f"--torchvision-weights {name}: download failed ({one_line(error, 150)}); "
+            "check the network connection and try again"
         ) from error
-    return LoadedModel(as_tuple(network.eval()), len(known[name].meta["categories"]), None)
+    num_classes = len(known[name].meta["categories"])
+    return LoadedModel(TupleOutput(network.eval()), num_classes, None)
 
 
-def build(arch: str, branches: bool = False, num_classes: int = 1000) -> nn.Module:
-    """A network with random weights, under torchvision's parameter names."""
+def build_network(arch: str, branches: bool = False, num_classes: int = 1000) -> nn.Module:
+    """Build a network with random weights and torchvision's parameter names."""
     if arch in resnet.NETWORKS:
         return resnet.build(arch, branches, num_classes)
     if branches:
-        raise UserError(f"--branches: {arch} has none; use one of {', '.join(resnet.NETWORKS)}")
-    # Two networks of torchvision's would spend a minute on random weights, with a warning.
+        raise UserError(
+            f"--branches: {arch} has no branches; use one of {', '.join(resnet.NETWORKS)}"
+        )
+    # These two would warn and spend a minute on an initialization that is overwritten.
     slow = {"init_weights": False} if arch in ("googlenet", "inception_v3") else {}
     return torchvision.models.get_model(arch, weights=None, num_classes=num_classes, **slow)
-
-
-def output_parameter(network: nn.Module) -> str:
-    """The name of a parameter with one row for each output: the backbone's last one."""
-    return list(resnet.backbone_weights(dict(network.named_parameters())))[-1]
-
-
-def as_tuple(network: nn.Module) -> nn.Module:
-    return network if isinstance(network, resnet.DKSResNet) else TupleOutput(network)

@@ -15,8 +15,8 @@ class EpochProgress:
 
     Args:
         description: of the bar.
-        first_step: steps of the epoch that were done before.
-        steps: in the epoch.
+        first_step: number of steps of the epoch that are already done.
+        steps: number of steps in the epoch.
     """
 
     def __init__(self, description: str, first_step: int, steps: int):
@@ -39,13 +39,13 @@ class EpochProgress:
     def __exit__(self, *exception) -> None:
         self._bar.close()
 
-    def over(self, batches: Iterable[Batch]) -> Iterator[Batch]:
-        """Yield the batches; the time until each is there counts as waiting for data."""
+    def track(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        """Yield the batches; measure the time spent waiting for them."""
         iterator = iter(batches)
         while True:
-            asked = time.perf_counter()
+            start = time.perf_counter()
             batch = next(iterator, None)
-            self._waiting_s += time.perf_counter() - asked
+            self._waiting_s += time.perf_counter() - start
             if batch is None:
                 return
             yield batch
@@ -73,12 +73,12 @@ class EpochProgress:
 
 
 class EvaluationProgress:
-    """Bar over the batches of an evaluation; a `progress` of `evaluate`.
+    """Bar over the batches of an evaluation, for the argument `progress` of `evaluate`.
 
     Args:
-        batches: how many there will be.
-        interval: batches between refreshes, each of which waits for the device.
-        shown: False hides it, for all processes but one.
+        batches: number of batches.
+        interval: batches between updates, each of which waits for the device.
+        shown: whether this process shows the bar.
     """
 
     def __init__(self, batches: int, interval: int, shown: bool = True):

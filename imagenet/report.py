@@ -1,8 +1,8 @@
-"""A table and error curves from the logs of training runs.
+"""Print a table and draw error curves from the logs of training runs.
 
     python report.py runs/r18 runs/r18-baseline --figure error.png
 
-The error of a run is its last epoch's, never the best one on the validation set.
+Errors are those of the last epoch, never of the best one on the validation set.
 """
 
 import argparse
@@ -12,23 +12,31 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from common.command_line import Parser, UserError, exit_status, one_line
+from common.command_line import ArgumentParser, UserError, exit_status, one_line
 from common.run_folder import Log
-from epoch_log import CLASSIFIERS, LOG
+from epoch_log import LOG
+from evaluate import CLASSIFIERS
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit status."""
+    """Run the command line and return the exit status."""
     return exit_status(lambda: report(parse(argv)))
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = Parser(prog="report.py", description="A table and error curves from training logs.")
+    parser = ArgumentParser(
+        prog="report.py",
+        description="Print a table of errors and draw error curves from the logs of training runs.",
+    )
     parser.add_argument(
         "folders", nargs="+", type=Path, metavar="DIR", help="--save folder of a run"
     )
     parser.add_argument(
-        "--figure", type=Path, default=Path("error.png"), help="file for the curves (.png, .svg)"
+        "--figure",
+        metavar="FILE",
+        type=Path,
+        default=Path("error.png"),
+        help="image file for the error curves, such as .png or .svg",
     )
     return parser.parse_args(argv)
 
@@ -37,7 +45,7 @@ def report(options: argparse.Namespace) -> None:
     """Print the table and draw the figure.
 
     Raises:
-        UserError: one of the folders has no log, or the figure can't be written.
+        UserError: a folder has no log, or the figure cannot be written.
     """
     runs = {str(folder): read_run(folder) for folder in options.folders}
     print(table(runs))
@@ -45,43 +53,43 @@ def report(options: argparse.Namespace) -> None:
         draw(runs).savefig(options.figure, dpi=150)
     except (OSError, ValueError) as error:
         raise UserError(
-            f"--figure {options.figure}: can't be written ({one_line(error)})"
+            f"--figure {options.figure}: cannot write it ({one_line(error)})"
         ) from error
     print(f"\nerror curves: {options.figure}")
 
 
 def read_run(folder: Path) -> list[dict]:
-    """The records of a run, an epoch each; at least one."""
+    """Read the records of a run, one per epoch; at least one."""
     path = folder / LOG
     records = Log(path).records() if path.is_file() else []
     if not records:
-        found = f"no {LOG} with a finished epoch" if folder.is_dir() else "no such folder"
-        raise UserError(f"{folder}: {found}; give the --save folder of a run")
+        problem = f"no {LOG} with a finished epoch" if folder.is_dir() else "no such folder"
+        raise UserError(f"{folder}: {problem}; give the --save folder of a run")
     return records
 
 
 def table(runs: dict[str, list[dict]]) -> str:
-    """Markdown: a row a run, top-1 / top-5 errors in percent at its last epoch."""
-    columns = ("run", "network", "method", "epochs", *CLASSIFIERS, "averaged", "training, top-1")
+    """Return a Markdown table: one run per row, top-1 / top-5 errors (%) of its last epoch."""
+    columns = ("run", "network", "method", "epochs", *CLASSIFIERS, "ensemble", "training, top-1")
     rows = [f"| {' | '.join(columns)} |", "|" + "---|" * len(columns)]
     for name, records in runs.items():
         last = records[-1]
-        scores = last["validation"]
-        pairs = list(zip(scores["top1_errors"], scores["top5_errors"], strict=True))
-        missing = ["–"] * (len(CLASSIFIERS) - len(pairs))
-        averaged = (scores["averaged_top1_error"], scores["averaged_top5_error"])
+        validation = last["validation"]
+        errors = list(zip(validation["top1_errors"], validation["top5_errors"], strict=True))
+        missing = ["–"] * (len(CLASSIFIERS) - len(errors))
+        ensemble = (validation["averaged_top1_error"], validation["averaged_top5_error"])
         cells = [name, last["arch"], last["method"], str(last["epoch"])]
-        cells += [errors(pair) for pair in pairs] + missing + [errors(averaged)]
+        cells += [format_errors(pair) for pair in errors] + missing + [format_errors(ensemble)]
         rows.append(f"| {' | '.join(cells)} | {last['train']['top1_errors'][0]:.2f} |")
     return "\n".join(rows)
 
 
-def errors(pair: tuple[float, float]) -> str:
-    return f"{pair[0]:.2f} / {pair[1]:.2f}"
+def format_errors(errors: tuple[float, float]) -> str:
+    return f"{errors[0]:.2f} / {errors[1]:.2f}"
 
 
 def draw(runs: dict[str, list[dict]]) -> Figure:
-    """Top-1 error of the backbone against iterations, as in the released README's figure."""
+    """Plot the backbone's top-1 error over steps, as in the figure of the released README."""
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.add_subplot(xlabel="iterations", ylabel="top-1 error, %")
     for name, records in runs.items():

@@ -1,4 +1,4 @@
-"""The learning rate of each step."""
+"""Learning-rate schedule."""
 
 import math
 from typing import NamedTuple
@@ -7,23 +7,23 @@ LR_SCHEDULES = ("step", "cosine")
 
 
 class Schedule(NamedTuple):
-    """The learning rate as a function of the step, so that there is no state to keep."""
+    """Learning rate as a function of the step. It has no state to save."""
 
     kind: str  # one of `LR_SCHEDULES`
-    lr: float  # the highest
+    lr: float  # initial learning rate, after the warmup
     steps_per_epoch: int
-    epochs: int  # of the whole run; `cosine` ends with it
-    warmup_epochs: float  # over which the rate rises linearly to `lr`
-    milestones: tuple[int, ...]  # finished epochs after which `step` multiplies by the factor
+    epochs: int  # of the whole run, at whose end `cosine` reaches 0
+    warmup_epochs: float  # during which the learning rate rises linearly to `lr`
+    milestones: tuple[int, ...]  # finished epochs after which `step` multiplies by `factor`
     factor: float
 
     def rate(self, step: int) -> float:
-        """The learning rate of a step, which counts from 0 over the whole run."""
+        """Return the learning rate of a step, counted from 0 over the whole run."""
         warmup = round(self.warmup_epochs * self.steps_per_epoch)
         if step < warmup:
             return self.lr * (step + 1) / warmup
         if self.kind == "cosine":
-            done = (step - warmup) / max(self.steps_per_epoch * self.epochs - warmup, 1)
-            return self.lr * 0.5 * (1 + math.cos(math.pi * done))
+            progress = (step - warmup) / max(self.steps_per_epoch * self.epochs - warmup, 1)
+            return self.lr * 0.5 * (1 + math.cos(math.pi * progress))
         finished = step // self.steps_per_epoch
         return self.lr * self.factor ** sum(finished >= milestone for milestone in self.milestones)

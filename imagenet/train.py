@@ -3,8 +3,8 @@
     python train.py -a resnet18 --save runs/r18 IMAGENET                        one GPU, or the CPU
     torchrun --nproc_per_node 8 train.py -a resnet18 --save runs/r18 IMAGENET   eight GPUs
 
-IMAGENET holds train/<class>/ and val/<class>/. With `--resume auto`, the same command starts the
-run or resumes it. The defaults are the paper's: 100 epochs of SGD with batches of 256, for which
+IMAGENET holds train/<class>/ and val/<class>/. With `--resume auto`, the same command starts
+or resumes the run. The defaults are the paper's: 100 epochs of SGD with batches of 256, for which
 it reports a top-1 error of 28.68 % with ResNet-18.
 """
 
@@ -21,13 +21,13 @@ import weights
 from common.command_line import DTYPES, exit_status
 from common.distributed import barrier, distributed_context, print_once, rank
 from common.metrics import cost
-from common.run_folder import CHECKPOINT, lock_run_folder, refuse_own_file
+from common.run_folder import CHECKPOINT, lock_run_folder, refuse_run_file
 from common.sgd import make_sgd
 from data import ImageSets, find_image_sets
 from ema import ModelEma
 from engine import Trainer, memory_format
 from epoch_log import LOG, EpochLog, train_record, validation_record
-from evaluate import refuse_too_large_batches
+from evaluate import catch_out_of_memory
 from loader import ResumableBatchSampler, TrainingLoader, WorkerSignalGuard, evaluation_loader
 from preemption import CheckpointHook, PreemptionGuard
 from progress import EpochProgress
@@ -44,11 +44,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(config: Config) -> None:
     if config.export:
-        refuse_own_file("--export", config.export, config.save, LOG)
+        refuse_run_file("--export", config.export, config.save, LOG)
     with (
         distributed_context(config.device) as device,
         lock_run_folder(config.save) if rank() == 0 else nullcontext(),
-        refuse_too_large_batches(),
+        catch_out_of_memory(),
     ):
         barrier()  # the other processes continue once the folder is locked
         torch.backends.cudnn.benchmark = True  # image sizes do not change
@@ -69,7 +69,7 @@ def train(config: Config, device: torch.device) -> None:
         train_state.resume(checkpoint, trainer, config, sets, sampler.steps)
     train_state.check_all_ranks_resumed(trainer)
     if trainer.epoch >= config.epochs:
-        print_once(f"all of the {config.epochs} epochs are done")
+        print_once(f"all {config.epochs} epochs are already done")
     train_epochs(config, trainer, sets, sampler)
     if config.export and rank() == 0:
         model = trainer.ema.model if trainer.ema else trainer.model

@@ -1,22 +1,27 @@
-"""The flags of `train.py`, in groups."""
+"""Command-line flags of `train.py`."""
 
 import argparse
-import os
 from pathlib import Path
 
-from common.command_line import DTYPES, Parser, bounded_number
+from common.command_line import DTYPES, ArgumentParser, bounded_number
 from presets import AUGMENTATIONS
 from resnet import NETWORKS
 from schedule import LR_SCHEDULES
+from shared_flags import add_batch_size, add_device, add_val_labels, add_workers
 from synergy import DIRECTIONS, METHODS
+
+# argparse types
+FRACTION = bounded_number(float, 0, 1)
+NON_NEGATIVE = bounded_number(float, 0)
+POSITIVE_INT = bounded_number(int, 1)
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Every flag, in groups."""
-    parser = Parser(
+    """Build the parser of `train.py`."""
+    parser = ArgumentParser(
         prog="train.py",
         description="Train a ResNet with deeply-supervised knowledge synergy on a folder of "
-        "images. Hyphens and underscores in flags are the same.",
+        "images. Flags may be spelled with hyphens or underscores.",
     )
     add_data_flags(parser.add_argument_group("data"))
     add_model_flags(parser.add_argument_group("model and method"))
@@ -29,46 +34,32 @@ def build_parser() -> argparse.ArgumentParser:
 
 def add_data_flags(group) -> None:
     group.add_argument(
-        "data",
-        metavar="DATA",
-        type=Path,
-        help="folder with train/<class>/ and val/<class>/, of any classes",
+        "data", metavar="DATA", type=Path, help="folder with train/<class>/ and val/<class>/"
     )
-    group.add_argument(
-        "--val-labels",
-        metavar="FILE",
-        type=Path,
-        help="classes of the images of a val/ without class folders, as for main.py",
-    )
+    add_val_labels(group)
     group.add_argument(
         "--image-size",
         metavar="PIXELS",
-        # At 33 the last stage has 2x2 positions; at 1x1, one image is no batch to normalise.
+        # From 33 pixels on, the last stage has 2x2 positions; batch normalization of a single
+        # image fails at 1x1.
         type=bounded_number(int, 33, 4096),
         default=224,
-        help="side of the crop in pixels; resized to 256/224 of it before",
+        help="side of the crop in pixels; images are resized to 256/224 of it first",
     )
     group.add_argument(
         "--augmentation",
         choices=AUGMENTATIONS,
-        default=None,
-        help="crop: resize to a square, crop at random; resized-crop: crop a part of random size "
-        "and shape, resize it. Both flip. (None: resized-crop for resnet152, crop for the others)",
+        help="crop: resize to a square and take a random crop; resized-crop: crop a random area "
+        "and aspect ratio, then resize; both flip at random (default: resized-crop for resnet152, "
+        "otherwise crop)",
     )
-    group.add_argument(
-        "-j",
-        "--workers",
-        metavar="N",
-        type=bounded_number(int, 0, 1024),
-        default=min(8, os.cpu_count() or 1),
-        help="processes that read images, for each process of the run; 0: none besides it",
-    )
+    add_workers(group, most=8)
     group.add_argument(
         "--prefetch",
         metavar="N",
         type=bounded_number(int, 1, 1024),
         default=4,
-        help="batches that each of these prepares ahead",
+        help="batches prefetched per worker",
     )
 
 
@@ -78,112 +69,115 @@ def add_model_flags(group) -> None:
         "--method",
         choices=METHODS,
         default="dks",
-        help="no branches; branches that learn from the labels; branches and the synergy loss",
+        help="baseline: no branches; ds: branches with cross-entropy losses; dks: branches with "
+        "cross-entropy and synergy losses",
     )
     group.add_argument(
-        "--direction", choices=DIRECTIONS, default="bidirectional", help="who teaches in dks"
+        "--direction",
+        choices=DIRECTIONS,
+        default="bidirectional",
+        help="in dks, bidirectional: all classifiers teach each other; top-down: deeper ones teach "
+        "shallower ones; bottom-up: the reverse",
     )
-    weight = bounded_number(float, 0)
     group.add_argument(
-        "--aux-weight", type=weight, default=1.0, help="weight of the branches' cross-entropies"
+        "--aux-weight",
+        metavar="W",
+        type=NON_NEGATIVE,
+        default=1.0,
+        help="weight of the branches' cross-entropy losses",
     )
     group.add_argument(
-        "--synergy-weight", type=weight, default=1.0, help="weight of the synergy loss"
+        "--synergy-weight",
+        metavar="W",
+        type=NON_NEGATIVE,
+        default=1.0,
+        help="weight of the synergy loss",
     )
     group.add_argument(
         "--label-smoothing",
-        type=bounded_number(float, 0, 1),
+        metavar="EPS",
+        type=FRACTION,
         default=0.0,
-        help="share of each target spread over all classes; 0 in the paper",
+        help="label smoothing of the cross-entropy losses (default: 0, as in the paper)",
     )
 
 
 def add_optimization_flags(group) -> None:
-    group.add_argument("--epochs", type=bounded_number(int, 1), default=100, help="epochs in all")
     group.add_argument(
-        "-b",
-        "--batch-size",
-        metavar="N",
-        type=bounded_number(int, 1),
-        default=256,
-        help="images in a step, over all processes",
+        "--epochs", metavar="N", type=POSITIVE_INT, default=100, help="number of epochs"
     )
+    add_batch_size(group)
     group.add_argument(
         "--grad-accumulation",
         metavar="N",
-        type=bounded_number(int, 1),
+        type=POSITIVE_INT,
         default=1,
-        help="parts in which a process takes its share of a step, to need less memory",
+        help="micro-batches per step and process; more need less memory",
     )
-    group.add_argument("--momentum", type=bounded_number(float, 0, 1), default=0.9, help="of SGD")
+    group.add_argument("--momentum", type=FRACTION, default=0.9, help="momentum of SGD")
     group.add_argument(
         "--weight-decay",
-        type=bounded_number(float, 0),
+        metavar="W",
+        type=NON_NEGATIVE,
         default=1e-4,
-        help="on every trainable tensor",
+        help="weight decay of all parameters",
     )
     group.add_argument(
         "--ema",
         metavar="DECAY",
         type=bounded_number(float, 0, 0.999999),
         default=0.0,
-        help="evaluate and export an exponential moving average of the weights too, of this "
-        "decay a step (0.9999, say); 0: none, as in the paper",
+        help="decay per step, such as 0.9999, of an exponential moving average of the weights, "
+        "which is evaluated too and exported (default: 0, no average, as in the paper)",
     )
 
 
 def add_schedule_flags(group) -> None:
-    group.add_argument(
-        "--lr", type=bounded_number(float, 0), default=0.1, help="highest learning rate"
-    )
+    group.add_argument("--lr", type=NON_NEGATIVE, default=0.1, help="initial learning rate")
     group.add_argument(
         "--lr-schedule",
         choices=LR_SCHEDULES,
         default="step",
-        help="fall at the milestones, as in the paper; or along a half cosine, to 0 at the end",
+        help="step: decay at the milestones, as in the paper; cosine: half a cosine down to 0",
     )
     group.add_argument(
         "--milestones",
+        metavar="EPOCHS",
         type=milestones,
         default="30,60,90",
-        help="finished epochs after which the learning rate falls",
+        help="finished epochs after which the learning rate is decayed",
     )
     group.add_argument(
         "--lr-factor",
-        type=bounded_number(float, 0, 1),
+        metavar="FACTOR",
+        type=FRACTION,
         default=0.1,
-        help="by which it is multiplied there",
+        help="learning-rate decay factor at each milestone",
     )
     group.add_argument(
         "--warmup-epochs",
         metavar="N",
-        type=bounded_number(float, 0),
+        type=NON_NEGATIVE,
         default=0.0,
-        help="epochs over which it rises linearly at first; 0 in the paper",
+        help="epochs of linear learning-rate warmup (default: 0, as in the paper)",
     )
 
 
 def add_run_flags(group) -> None:
-    group.add_argument(
-        "--seed", type=bounded_number(int, 0, 2**62), default=1, help="of random numbers"
-    )
-    group.add_argument(
-        "--device", default="auto", help="auto (a GPU where there is one), cpu, cuda, cuda:1, …"
-    )
+    group.add_argument("--seed", type=bounded_number(int, 0, 2**62), default=1, help="random seed")
+    add_device(group)
     group.add_argument(
         "--dtype",
         choices=DTYPES,
         default="float32",
-        help="of convolutions and matrix products; weights and loss are float32",
+        help="data type of convolutions and matrix products; weights and loss stay float32",
     )
-    group.add_argument(
-        "--compile", action="store_true", help="compile the network by torch.compile"
-    )
+    group.add_argument("--compile", action="store_true", help="use torch.compile")
     group.add_argument(
         "--resume",
         metavar="FILE",
         default="",
-        help="checkpoint to go on from; auto: the one in --save, if there is one",
+        help="checkpoint to resume from; auto: the checkpoint in --save, if there is one",
     )
 
 
@@ -198,28 +192,28 @@ def add_output_flags(group) -> None:
     group.add_argument(
         "--checkpoint-minutes",
         metavar="MINUTES",
-        type=bounded_number(float, 0),
+        type=NON_NEGATIVE,
         default=15.0,
-        help="time between checkpoints within an epoch; 0: one at every step",
+        help="minutes between checkpoints within an epoch; 0 saves after every step",
     )
     group.add_argument(
         "--log-interval",
         metavar="STEPS",
-        type=bounded_number(int, 1),
+        type=POSITIVE_INT,
         default=50,
-        help="steps between readings of the loss, each of which waits for the device",
+        help="steps between checks of the loss, each of which waits for the device",
     )
     group.add_argument(
         "--export",
         metavar="FILE",
         type=Path,
-        help="file for the backbone's weights at the end, which torchvision and timm load; "
-        "safetensors if it ends so",
+        help="write the backbone's weights for torchvision and timm at the end; .safetensors or "
+        "torch.save's format",
     )
 
 
 def milestones(text: str) -> tuple[int, ...]:
-    """The argparse type of `30,60,90`; empty for none."""
+    """Parse `30,60,90`, an argparse type; an empty string means no milestones."""
     words = [word for word in text.strip("[]").split(",") if word.strip()]
     if not all(word.strip().isdecimal() for word in words):
         raise argparse.ArgumentTypeError(f"expected epochs such as 30,60,90, got {text!r}")

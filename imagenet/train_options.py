@@ -1,4 +1,4 @@
-"""The options of a training run, checked; which of them a resumed run may change."""
+"""Options of a training run, and which of them a resumed run may change."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -8,8 +8,7 @@ from common.command_line import DTYPES, UserError, require_file, require_writabl
 from common.run_folder import CHECKPOINT
 from train_flags import build_parser
 
-# What a resumed run may change. The places of things, and how fast they go; and the number of
-# epochs under a schedule that does not depend on it.
+# Options that do not affect the result. `epochs` joins them unless the schedule depends on it.
 RESUME_MAY_CHANGE = (
     *("data", "val_labels", "workers", "prefetch", "device", "compile"),
     *("save", "resume", "checkpoint_minutes", "log_interval", "export"),
@@ -24,8 +23,8 @@ class Config:
     val_labels: Path | None
     image_size: int  # pixels
     augmentation: str
-    workers: int  # for each process of the run
-    prefetch: int  # batches, for each worker
+    workers: int  # per process
+    prefetch: int  # batches per worker
     arch: str
     method: str
     direction: str
@@ -34,7 +33,7 @@ class Config:
     label_smoothing: float
     epochs: int
     batch_size: int  # images, over all processes
-    grad_accumulation: int  # parts of a process's share of a batch
+    grad_accumulation: int  # micro-batches per step and process
     lr: float
     lr_schedule: str
     milestones: tuple[int, ...]  # finished epochs
@@ -42,7 +41,7 @@ class Config:
     warmup_epochs: float
     momentum: float
     weight_decay: float
-    ema: float  # decay; 0: no average
+    ema: float  # decay per step; 0: no average
     seed: int
     device: str
     dtype: str  # of convolutions and matrix products
@@ -53,40 +52,44 @@ class Config:
     log_interval: int  # steps
     export: Path | None
 
-    def plain(self) -> dict:
-        """The options as plain values, for a file."""
+    def to_dict(self) -> dict:
+        """Return the options as plain values, for a checkpoint."""
         values = asdict(self) | {"milestones": list(self.milestones)}
         return {key: str(v) if isinstance(v, Path) else v for key, v in values.items()}
 
     def resume_options(self) -> dict:
-        """The options that a resumed run must share with the run it resumes."""
+        """Return the options that must not change when a run is resumed."""
         free = RESUME_MAY_CHANGE if self.lr_schedule == "cosine" else (*RESUME_MAY_CHANGE, "epochs")
-        return {key: value for key, value in self.plain().items() if key not in free}
+        return {key: value for key, value in self.to_dict().items() if key not in free}
 
 
 def parse(argv: Sequence[str] | None = None) -> Config:
-    """Read the command line, the process's own if `argv` is None.
+    """Parse and check the command line.
+
+    Args:
+        argv: arguments; those of this process if None.
 
     Raises:
-        UserError: a flag is unknown or wrong, or flags contradict each other.
+        UserError: an argument is unknown or invalid, or arguments contradict each other.
     """
     values = vars(build_parser().parse_args(argv))
     if values["augmentation"] is None:
         values["augmentation"] = "resized-crop" if values["arch"] == "resnet152" else "crop"
-    values["dtype"] = str(DTYPES[values["dtype"]]).removeprefix("torch.")  # one name of several
+    # One name for each dtype: `half` and `float16` are the same option when a run is resumed.
+    values["dtype"] = str(DTYPES[values["dtype"]]).removeprefix("torch.")
     config = Config(**values)
     if config.lr_schedule == "cosine" and config.warmup_epochs >= config.epochs:
         raise UserError(
-            f"--warmup-epochs {config.warmup_epochs:g} of --epochs {config.epochs}: nothing is "
-            "left for the cosine; use fewer"
+            f"--warmup-epochs {config.warmup_epochs:g} with --epochs {config.epochs}: no epochs "
+            "left for the cosine schedule; use fewer warmup epochs"
         )
     if config.resume not in ("", "auto"):
         require_file("--resume", Path(config.resume), "a checkpoint")
     if config.export and config.export.name == CHECKPOINT:
         raise UserError(
-            f"--export {config.export}: a run's checkpoint has that name; choose another"
+            f"--export {config.export}: reserved for the checkpoint of a run; choose another name"
         )
-    # --save is made if need be.
+    # The folder given as --save is created if it does not exist.
     if config.export and config.export.resolve().parent != config.save.resolve():
         require_writable_file("--export", config.export)
     return config

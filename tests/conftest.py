@@ -1,7 +1,7 @@
-"""Each script folder as an object: `wrn.synergy` is wrn_DKS/synergy.py.
+"""Fixtures. Each script folder is an object: `wrn.synergy` is wrn_DKS/synergy.py.
 
-Both script folders hold modules of the same names and import their siblings by bare name. Each is
-therefore imported with only its own folder on the path, and its modules are kept apart.
+Both script folders have modules of the same names, which import each other by these names. Each
+folder is therefore imported with only itself on the path, and its modules are kept separate.
 """
 
 import hashlib
@@ -12,17 +12,18 @@ from types import ModuleType
 
 import pytest
 import torch
+from cifar_runs import SMALL_CIFAR_RUN
 from synthetic import write_cifar100
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
 class ScriptFolder:
-    """Imports modules on first use: `folder.main`, `folder.command_line` (of its `common`).
+    """Imports modules on first use: `folder.main`, or `folder.command_line` from its `common`.
 
     Args:
-        name: the script folder.
-        package: a package beside it that uses it, whose modules come first: `study.plan`.
+        name: of the script folder.
+        package: a package that uses the folder, such as `study`; its modules take precedence.
     """
 
     def __init__(self, name: str, package: str | None = None):
@@ -32,15 +33,15 @@ class ScriptFolder:
 
     def __getattr__(self, name: str) -> ModuleType:
         full_name = self._full_name(name)
-        outer, path = self._take_own(), list(sys.path)
+        others, path = self._pop_modules(), list(sys.path)
         sys.modules.update(self.imported)
         sys.path[:0] = [str(self.path), str(ROOT)]
         try:
             return importlib.import_module(full_name)
         finally:
             sys.path[:] = path
-            self.imported = self._take_own()
-            sys.modules.update(outer)
+            self.imported = self._pop_modules()
+            sys.modules.update(others)
 
     def _full_name(self, name: str) -> str:
         for package in self._packages:
@@ -52,10 +53,11 @@ class ScriptFolder:
             return f"common.{name}"
         raise AttributeError(f"{self.path.name} has no module {name}")
 
-    def _take_own(self) -> dict[str, ModuleType]:
-        """Remove and return the imported modules whose names the folder or its package has."""
-        own = {path.stem for path in self.path.glob("*.py")} | {"common", *self._packages}
-        return {key: sys.modules.pop(key) for key in list(sys.modules) if key.split(".")[0] in own}
+    def _pop_modules(self) -> dict[str, ModuleType]:
+        """Remove the folder's and package's modules from `sys.modules` and return them."""
+        names = {path.stem for path in self.path.glob("*.py")} | {"common", *self._packages}
+        popped = [key for key in sys.modules if key.split(".")[0] in names]
+        return {key: sys.modules.pop(key) for key in popped}
 
 
 @pytest.fixture(scope="session")
@@ -85,13 +87,27 @@ def imagenet_benchmark() -> ScriptFolder:
 
 @pytest.fixture(autouse=True, scope="session")
 def one_thread():
-    """The same arithmetic on a laptop and on a large machine; pytest's workers have the rest."""
+    """Use one thread, so that results do not depend on the number of cores."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def cifar_main(wrn):
+    """Call wrn_DKS/main.py with the options of a small network before the given ones."""
+    return lambda *words: wrn.main.main([*SMALL_CIFAR_RUN, *map(str, words)])
+
+
+@pytest.fixture(scope="module")
+def cifar_run(cifar_main, tmp_path_factory):
+    """The folder of an uninterrupted DKS run of four epochs."""
+    folder = tmp_path_factory.mktemp("run")
+    assert cifar_main("--epochs", 4, "--epoch_step", "[3]", "--save", folder) == 0
+    return folder
 
 
 @pytest.fixture
 def cifar100(wrn, monkeypatch, tmp_path):
-    """Official-format files, their checksums in place of the real ones; the pixels written."""
+    """Write random files in CIFAR-100's format that pass its checksums; return their pixels."""
     cls = wrn.data.CIFAR["CIFAR100"]
     folder = tmp_path / "root" / cls.base_folder
     pixels = write_cifar100(folder, 12)

@@ -1,8 +1,8 @@
-"""Runs train.py on the tiny network in forks of one process that has imported it all.
+"""Run train.py on `TinyNetwork` in forks of one process that has already imported everything.
 
-Reads requests from standard input, a JSON list a line, and answers each with a number:
-["start", command line, file for the output, further variables] with the process's id,
-["wait", id] with its exit status, once it has ended.
+Reads requests from standard input, a JSON list per line, and answers each with a number:
+["start", arguments, output file, environment variables] with the process ID;
+["wait", process ID] with the exit status, once the process has ended.
 """
 
 import json
@@ -19,9 +19,11 @@ import train  # noqa: E402
 
 
 def start(argv: list[str], output: str, variables: dict[str, str]) -> int:
-    child = os.fork()
-    if child:
-        return child
+    """Fork a process that runs train.py; return its ID."""
+    pid = os.fork()
+    if pid:
+        return pid
+    status = 1
     try:
         file = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(file, 1)
@@ -34,8 +36,8 @@ def start(argv: list[str], output: str, variables: dict[str, str]) -> int:
         os._exit(status)
 
 
-def wait(child: int) -> int:
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+def wait(pid: int) -> int:
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Images and checkpoints that tests make for themselves."""
+"""Synthetic images, datasets and checkpoints for tests."""
 
 import pickle
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 
 def write_image(path: Path, seed: int = 0, size: tuple[int, int] = (40, 30)) -> Path:
-    """Write an image of random pixels, size (width, height), in the format of its name."""
+    """Write an image of random pixels; `size` is (width, height), the suffix sets the format."""
     path.parent.mkdir(parents=True, exist_ok=True)
     pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
     Image.fromarray(pixels).save(path)
@@ -19,7 +19,7 @@ def write_image(path: Path, seed: int = 0, size: tuple[int, int] = (40, 30)) -> 
 
 
 def write_folders(root: Path, counts: dict[str, int], split: str = "val") -> Path:
-    """Write so many images into `root/split/<class>` for each class; returns `root`."""
+    """Write `counts[name]` images to `root/split/name` for each class; return `root`."""
     for seed, (name, count) in enumerate(counts.items()):
         for i in range(count):
             write_image(root / split / name / f"{name}_{i}.png", 100 * seed + i)
@@ -27,7 +27,7 @@ def write_folders(root: Path, counts: dict[str, int], split: str = "val") -> Pat
 
 
 def write_cifar100(folder: Path, count: int) -> dict[str, np.ndarray]:
-    """CIFAR-100's official files with `count` random images a part; returns their pixels."""
+    """Write `count` random images per split in CIFAR-100's file format; return their pixels."""
     folder.mkdir(parents=True)
     pixels = {}
     for seed, part in enumerate(("train", "test")):
@@ -40,16 +40,16 @@ def write_cifar100(folder: Path, count: int) -> dict[str, np.ndarray]:
     return pixels
 
 
-def always(layer: nn.Linear, order: Sequence[int]) -> None:
-    """Make a linear layer rank the classes in this order, whatever its input is."""
+def set_constant_ranking(layer: nn.Linear, classes: Sequence[int]) -> None:
+    """Make a linear layer rank these classes first, in this order, for every input."""
     with torch.no_grad():
         layer.weight.zero_()
         layer.bias.fill_(-30.0)
-        for rank, index in enumerate(order):
+        for rank, index in enumerate(classes):
             layer.bias[index] = 5.0 - rank
 
 
-def save(path: Path, state: dict[str, Tensor], **around) -> Path:
-    """Save a state dict, by itself or, with other keys around it, under `model`."""
-    torch.save({"model": state, **around} if around else state, path)
+def save_weights(path: Path, state: dict[str, Tensor], **extra) -> Path:
+    """Save a state dict, alone or, if there are `extra` keys, under `model` beside them."""
+    torch.save({"model": state, **extra} if extra else state, path)
     return path

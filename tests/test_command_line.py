@@ -1,4 +1,4 @@
-"""Flags, refusals and signals, as both folders' scripts have them; a run's folder and log."""
+"""Flags, errors and signals of all scripts; the lock and the log of a run folder."""
 
 import os
 import signal
@@ -8,7 +8,7 @@ import pytest
 
 @pytest.fixture
 def parser(wrn):
-    parser = wrn.command_line.Parser(prog="x")
+    parser = wrn.command_line.ArgumentParser(prog="x")
     parser.add_argument("--batch_size", type=wrn.command_line.bounded_number(int, 1, 100))
     parser.add_argument("--image-size", type=wrn.command_line.bounded_number(float, 0))
     parser.add_argument("--count", type=wrn.command_line.bounded_number(int, 1))
@@ -16,7 +16,7 @@ def parser(wrn):
     return parser
 
 
-def test_hyphens_and_underscores(parser):
+def test_hyphens_and_underscores_are_interchangeable(parser):
     for words in (["--batch-size", "3", "--image_size=4"], ["--batch_size=3", "--image-size", "4"]):
         options = parser.parse_args([*words, "a_b-c"])
         assert (options.batch_size, options.image_size, options.names) == (3, 4.0, ["a_b-c"])
@@ -28,45 +28,46 @@ def test_hyphens_and_underscores(parser):
      "--image-size inf", "--image-size=-1", "--image-size=", "--image-size=--", "--nope",
      "--batch_size", "--batch 3", f"--count {2**63}"],
 )  # fmt: skip
-def test_bad_flags_are_refused_in_one_line(wrn, parser, words, capsys):
+def test_invalid_flags_are_one_line_errors(wrn, parser, words, capsys):
     status = wrn.command_line.exit_status(lambda: parser.parse_args(words.split()))
     error = capsys.readouterr().err
     assert status == 2 and error.startswith("error: ") and error.count("\n") == 1
 
 
-def test_statuses(wrn, capsys):
-    line = wrn.command_line
+def test_exit_status_and_message_by_exception(wrn, capsys):
+    command_line = wrn.command_line
 
-    def fails(error):
+    def status_of(error):
         def run():
             raise error
 
-        return line.exit_status(run)
+        return command_line.exit_status(run)
 
-    assert line.exit_status(lambda: None) == 0
-    assert fails(line.UserError("not\nthis")) == 2
-    assert fails(OSError(28, "No space left on device")) == 2
+    assert command_line.exit_status(lambda: None) == 0
+    assert status_of(command_line.UserError("not\nthis")) == 2
+    assert status_of(OSError(28, "No space left on device")) == 2
     assert capsys.readouterr().err == (
         "error: not this\nerror: [Errno 28] No space left on device\n"
     )
-    assert fails(MemoryError()) == 2 == fails(RuntimeError("CPU: can't allocate memory"))
+    assert status_of(MemoryError()) == 2
+    assert status_of(RuntimeError("CPU: can't allocate memory")) == 2
     assert capsys.readouterr().err.count("error: not enough memory") == 2
     with pytest.raises(RuntimeError):
-        fails(RuntimeError("shapes differ"))
-    with pytest.raises(ZeroDivisionError):  # our own mistakes keep their traceback
-        fails(ZeroDivisionError())
+        status_of(RuntimeError("shapes differ"))
+    with pytest.raises(ZeroDivisionError):  # bugs keep their traceback
+        status_of(ZeroDivisionError())
 
 
 @pytest.mark.parametrize(("name", "status"), [("SIGINT", 130), ("SIGTERM", 143), ("SIGHUP", 129)])
-def test_signals(wrn, capsys, name, status):
-    stop = getattr(signal, name)
-    before = signal.getsignal(stop)
-    assert wrn.command_line.exit_status(lambda: os.kill(os.getpid(), stop)) == status
+def test_signals_set_the_exit_status(wrn, capsys, name, status):
+    signum = getattr(signal, name)
+    before = signal.getsignal(signum)
+    assert wrn.command_line.exit_status(lambda: os.kill(os.getpid(), signum)) == status
     assert f"stopped by {name}" in capsys.readouterr().err
-    assert signal.getsignal(stop) is before
+    assert signal.getsignal(signum) is before
 
 
-def test_a_closed_terminal_is_nothing_under_nohup(wrn):
+def test_sighup_is_ignored_under_nohup(wrn):
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         hang_up = lambda: os.kill(os.getpid(), signal.SIGHUP)  # noqa: E731
@@ -75,21 +76,21 @@ def test_a_closed_terminal_is_nothing_under_nohup(wrn):
         signal.signal(signal.SIGHUP, before)
 
 
-def test_a_folder_is_held_by_one_run(wrn, tmp_path):
+def test_run_folder_is_locked_by_one_process(wrn, tmp_path):
     with wrn.run_folder.lock_run_folder(tmp_path / "run"):
         child = os.fork()
         if child == 0:
             try:
                 with wrn.run_folder.lock_run_folder(tmp_path / "run"):
                     os._exit(0)
-            except wrn.command_line.UserError as refusal:
-                os._exit(7 if "another run" in str(refusal) else 1)
+            except wrn.command_line.UserError as error:
+                os._exit(7 if "another run" in str(error) else 1)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
     with wrn.run_folder.lock_run_folder(tmp_path / "run"):
         pass
 
 
-def test_a_folder_that_cannot_be_made(wrn, tmp_path):
+def test_run_folder_that_can_not_be_created_is_an_error(wrn, tmp_path):
     (tmp_path / "file").touch()
     with (
         pytest.raises(wrn.command_line.UserError, match="can't be written"),
@@ -98,9 +99,9 @@ def test_a_folder_that_cannot_be_made(wrn, tmp_path):
         pass
 
 
-def test_the_log_is_cut(wrn, tmp_path):
+def test_log_is_truncated_after_an_epoch(wrn, tmp_path):
     log = wrn.run_folder.Log(tmp_path / "log", "stats: ")
-    log.truncate_after(0)  # there is none yet
+    log.truncate_after(0)  # the file does not exist yet
     for epoch in (1, 2, 3):
         log.append({"epoch": epoch, "error": epoch / 7})
     with open(log.path, "a") as file:
@@ -110,5 +111,5 @@ def test_the_log_is_cut(wrn, tmp_path):
     assert log.path.read_text().count("\n") == 2
     assert log.records()[1] == {"epoch": 2, "error": 2 / 7}
     log.path.write_text("stats: {]}\n")
-    with pytest.raises(wrn.command_line.UserError, match="no record"):
+    with pytest.raises(wrn.command_line.UserError, match="not a record"):
         log.records()

@@ -1,4 +1,4 @@
-"""The CIFAR side's data sets: the digits, folders, CIFAR's official files and their download."""
+"""Datasets of wrn_DKS: digits, image folders, and CIFAR's official files and their download."""
 
 import hashlib
 import tarfile
@@ -13,15 +13,15 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 
-def test_digits_are_scikit_learns(wrn):
-    theirs = load_digits()
-    with np.load(wrn.data.DIGITS) as ours:
-        assert np.array_equal(ours["images"], theirs.images)
-        assert np.array_equal(ours["labels"], theirs.target)
+def test_digits_equal_scikit_learn_s(wrn):
+    expected = load_digits()
+    with np.load(wrn.data.DIGITS) as file:
+        assert np.array_equal(file["images"], expected.images)
+        assert np.array_equal(file["labels"], expected.target)
     assert wrn.data.DIGITS.stat().st_size < 100_000
 
 
-def test_digits_split(wrn):
+def test_digits_are_split_scaled_and_normalized(wrn):
     data = wrn.data.load_dataset("digits", None, 8, 1)
     assert (len(data.train.labels), len(data.test.labels)) == (1437, 360)
     assert data.train.images.shape == (1437, 3, 8, 8) and not data.flip
@@ -41,7 +41,7 @@ def write(path, size=(20, 10), color=(200, 30, 90), mode="RGB"):
 
 @pytest.fixture
 def folders(tmp_path):
-    """Two classes: `b` holds a nested image and a text file, `a` a gray image."""
+    """Write an image folder with a nested image, a grayscale image and a text file."""
     write(tmp_path / "train" / "a" / "1.png", mode="L")
     write(tmp_path / "train" / "b" / "deep" / "er" / "2.jpg")
     write(tmp_path / "train" / "b" / "3.png", color=(0, 255, 0))
@@ -50,17 +50,17 @@ def folders(tmp_path):
     return tmp_path
 
 
-def test_folder(wrn, folders, capsys):
+def test_folder_is_loaded_in_the_order_of_image_folder(wrn, folders, capsys):
     data = wrn.data.load_dataset("folder", folders, 8, 2)
     assert data.info.classes == ["a", "b"]
     assert data.train.labels.tolist() == [0, 1, 1] and data.test.labels.tolist() == [1]
     assert data.train.images.shape == (3, 3, 8, 8)
     assert (data.train.images[0] == 200).all()
     assert data.train.images[1, :, 4, 4].tolist() == [0, 255, 0]  # 3.png before deep/er/2.jpg
-    assert "left out in train/, since no image: 1 file(s)" in capsys.readouterr().out
+    assert "train/: skipped 1 file(s) that are not images" in capsys.readouterr().out
 
 
-def test_folder_is_resized_as_pil_does(wrn, folders):
+def test_folder_is_resized_with_pil_bicubic(wrn, folders):
     noise = np.random.default_rng(0).integers(0, 256, (31, 57, 3), dtype=np.uint8)
     Image.fromarray(noise).save(folders / "test" / "b" / "4.png")
     data = wrn.data.load_dataset("folder", folders, 16, 1)
@@ -68,14 +68,14 @@ def test_folder_is_resized_as_pil_does(wrn, folders):
     assert np.array_equal(data.test.images[0].permute(1, 2, 0), expected)
 
 
-def test_evaluation_goes_by_the_classes_trained_on(wrn, folders):
-    facts = wrn.data.DatasetInfo(["0", "a", "b"], [0.5] * 3, [0.1] * 3)
-    data = wrn.data.load_dataset("folder", folders, 8, 1, facts)
-    assert data.train is None and data.test.labels.tolist() == [2] and data.info == facts
+def test_evaluation_uses_the_class_indices_of_training(wrn, folders):
+    info = wrn.data.DatasetInfo(["0", "a", "b"], [0.5] * 3, [0.1] * 3)
+    data = wrn.data.load_dataset("folder", folders, 8, 1, info)
+    assert data.train is None and data.test.labels.tolist() == [2] and data.info == info
 
 
 @pytest.mark.parametrize(
-    ("damage", "words"),
+    ("damage", "message"),
     [
         (lambda root: (root / "test").rename(root / "elsewhere"), "found neither"),
         (lambda root: write(root / "val" / "a" / "5.png"), "found both"),
@@ -86,13 +86,13 @@ def test_evaluation_goes_by_the_classes_trained_on(wrn, folders):
         (lambda root: (root / "train").rename(root / "other"), "train"),
     ],
 )
-def test_folder_refusals(wrn, folders, damage, words):
+def test_wrong_folders_are_errors(wrn, folders, damage, message):
     damage(folders)
-    with pytest.raises(wrn.command_line.UserError, match=words):
+    with pytest.raises(wrn.command_line.UserError, match=message):
         wrn.data.load_dataset("folder", folders, 8, 2)
 
 
-def test_single_class_and_missing_root(wrn, tmp_path):
+def test_single_class_and_missing_folder_are_errors(wrn, tmp_path):
     write(tmp_path / "train" / "a" / "1.png")
     write(tmp_path / "test" / "a" / "1.png")
     with pytest.raises(wrn.command_line.UserError, match="at least two"):
@@ -101,7 +101,7 @@ def test_single_class_and_missing_root(wrn, tmp_path):
         wrn.data.load_dataset("folder", tmp_path / "nowhere", 8, 1)
 
 
-def test_cifar100_from_its_official_files(wrn, cifar100, tmp_path):
+def test_cifar100_is_loaded_from_its_official_files(wrn, cifar100, tmp_path):
     data = wrn.data.load_dataset("CIFAR100", tmp_path / "root", 32, 1)
     assert np.array_equal(data.train.images.numpy(), cifar100["train"].reshape(-1, 3, 32, 32))
     assert data.test.labels.tolist() == [(7 * i + 1) % 100 for i in range(12)]
@@ -112,7 +112,7 @@ def test_cifar100_from_its_official_files(wrn, cifar100, tmp_path):
 
 @pytest.fixture
 def server(tmp_path):
-    """An address on loopback that serves the folder `tmp_path`/served."""
+    """Serve the folder `tmp_path`/served on localhost; return its URL."""
     (tmp_path / "served").mkdir()
 
     class Quiet(SimpleHTTPRequestHandler):
@@ -126,7 +126,7 @@ def server(tmp_path):
         http.shutdown()
 
 
-def test_cifar100_is_downloaded(wrn, monkeypatch, cifar100, server, tmp_path):
+def test_cifar100_is_downloaded_and_verified(wrn, monkeypatch, cifar100, server, tmp_path):
     cls = wrn.data.CIFAR["CIFAR100"]
     archive = tmp_path / "served" / cls.filename
     with tarfile.open(archive, "w:gz") as tar:
@@ -136,12 +136,12 @@ def test_cifar100_is_downloaded(wrn, monkeypatch, cifar100, server, tmp_path):
     data = wrn.data.load_dataset("CIFAR100", tmp_path / "new", 32, 1)
     assert np.array_equal(data.train.images.numpy(), cifar100["train"].reshape(-1, 3, 32, 32))
 
-    archive.write_bytes(archive.read_bytes()[:500])  # cut off on the way
+    archive.write_bytes(archive.read_bytes()[:500])  # truncated download
     with pytest.raises(wrn.command_line.UserError, match="unpack it in"):
         wrn.data.load_dataset("CIFAR100", tmp_path / "cut", 32, 1)
 
 
-def test_no_network_for_the_download(wrn, monkeypatch, tmp_path):
+def test_failed_download_suggests_an_alternative(wrn, monkeypatch, tmp_path):
     monkeypatch.setattr(wrn.data.CIFAR["CIFAR10"], "url", "http://127.0.0.1:9/x.tar.gz")
     with pytest.raises(wrn.command_line.UserError, match="--dataset digits"):
         wrn.data.load_dataset("CIFAR10", tmp_path, 32, 1)

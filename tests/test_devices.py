@@ -1,7 +1,7 @@
-"""Devices: nothing is mixed with the CPU's tensors, and no training step waits for its device.
+"""Training steps use one device only and do not synchronize with it.
 
-PyTorch's meta device stands in for a GPU: it refuses to compute with a tensor of the CPU's, and to
-give back a value, which would be to wait for it.
+PyTorch's meta device stands in for a GPU: it raises an error if an operation has a CPU tensor too,
+or if a value is read, which on a GPU would synchronize.
 """
 
 from contextlib import nullcontext
@@ -11,20 +11,20 @@ import torch
 from training import TinyNetwork
 
 META = torch.device("meta")
-READS = "meta tensor|Tensor.item"  # what it says when a value is asked for
+READ_ERROR = "meta tensor|Tensor.item"  # raised when a value is read
 
 
 @pytest.fixture(autouse=True)
 def no_autocast(monkeypatch):
-    """Which the meta device doesn't have; the number type is float32 here."""
+    """Replace autocast, which the meta device does not support; the dtype is float32 here."""
     monkeypatch.setattr(torch, "autocast", lambda *args, **options: nullcontext())
 
 
-def test_the_stand_in_does_what_it_is_for():
+def test_meta_device_detects_mixed_devices_and_reads():
     with pytest.raises(RuntimeError):
         torch.zeros(3) + torch.zeros(3, device=META)
     for read in (float, int, bool, torch.Tensor.cpu, torch.Tensor.tolist):
-        with pytest.raises(RuntimeError, match=READS):
+        with pytest.raises(RuntimeError, match=READ_ERROR):
             read(torch.zeros((), device=META))
 
 
@@ -34,54 +34,54 @@ def trainer(cifar_benchmark):
     return parts.new_trainer(10, 1, 100, "float32", META)
 
 
-def test_an_epoch_of_small_images_waits_at_its_end_only(cifar_benchmark, trainer, monkeypatch):
-    """49 steps: the 50th would be read too."""
+def test_cifar_epoch_synchronizes_only_at_its_end(cifar_benchmark, trainer, monkeypatch):
+    """An epoch of 49 steps: the loss is read in the 50th, too."""
     data = cifar_benchmark.cifar_parts.random_images(98)
     batches = cifar_benchmark.cifar_parts.augmented(data, 2, META)
-    seen, step = [], trainer.train_step
-    monkeypatch.setattr(trainer, "train_step", lambda batch: seen.append(1) or step(batch))
-    with pytest.raises(RuntimeError, match=READS):
+    steps, train_step = [], trainer.train_step
+    monkeypatch.setattr(trainer, "train_step", lambda batch: steps.append(1) or train_step(batch))
+    with pytest.raises(RuntimeError, match=READ_ERROR):
         trainer.train_epoch(
             batches, 0, cifar_benchmark.progress.Progress("", len(batches), 0), seed=1
         )
-    assert len(seen) == len(batches) == 49
+    assert len(steps) == len(batches) == 49
 
 
-class Read(Exception):
-    """The sums of an epoch were asked for."""
+class SumsRead(Exception):
+    """The sums of an epoch were read."""
 
 
-def read_sums(self, all_processes=True):
-    raise Read
+def raise_sums_read(self, all_processes=True):
+    raise SumsRead
 
 
-def test_evaluation_of_small_images_waits_at_its_end_only(cifar_benchmark, trainer, monkeypatch):
-    monkeypatch.setattr(cifar_benchmark.metrics.MetricSums, "totals", read_sums)
+def test_cifar_evaluation_synchronizes_only_at_its_end(cifar_benchmark, trainer, monkeypatch):
+    monkeypatch.setattr(cifar_benchmark.metrics.MetricSums, "totals", raise_sums_read)
     data = cifar_benchmark.cifar_parts.random_images(9)
-    with pytest.raises(Read):
+    with pytest.raises(SumsRead):
         trainer.evaluate(cifar_benchmark.loader.Batches(data.test, data.info, 4, META))
 
 
-def test_imagenet_s_evaluation_waits_at_its_end_only(imagenet, monkeypatch):
-    monkeypatch.setattr(imagenet.metrics.MetricSums, "totals", read_sums)
+def test_imagenet_evaluation_synchronizes_only_at_its_end(imagenet, monkeypatch):
+    monkeypatch.setattr(imagenet.metrics.MetricSums, "totals", raise_sums_read)
     with META:
         network = TinyNetwork("", num_classes=5)
     batch = torch.zeros(4, 3, 64, 64), torch.zeros(4).long()
-    with pytest.raises(Read):
+    with pytest.raises(SumsRead):
         imagenet.evaluate.evaluate(network, [batch, batch], META)
 
 
-def test_the_benchmark_s_networks_compare_on_their_device(imagenet_benchmark):
+def test_imagenet_benchmark_compares_networks_on_their_device(imagenet_benchmark):
     with META:
         ours, plain = TinyNetwork("", num_classes=5), torch.nn.Conv2d(3, 5, 64)
     plain = torch.nn.Sequential(plain, torch.nn.Flatten())
     images = torch.zeros(2, 3, 64, 64)
-    with pytest.raises(RuntimeError, match=READS):
+    with pytest.raises(RuntimeError, match=READ_ERROR):
         imagenet_benchmark.imagenet_parts.largest_difference(ours, plain, images, torch.float32)
 
 
-def test_imagenet_s_step_waits_for_nothing(imagenet):
-    """With parts of a batch, an average of weights, and sums that a checkpoint left on the CPU."""
+def test_imagenet_step_does_not_synchronize(imagenet):
+    """With micro-batches, a weight average, and metric sums loaded to the CPU from a checkpoint."""
     with META:
         network = TinyNetwork("", num_classes=5)
     trainer = imagenet.engine.Trainer(
@@ -97,5 +97,5 @@ def test_imagenet_s_step_waits_for_nothing(imagenet):
     for _ in range(2):
         loss = trainer.train_step(imagenet.loader.Batch(images, labels, 1.0), 0.1)
     assert loss.device == META and trainer.step == 2
-    with pytest.raises(RuntimeError, match=READS):
-        trainer.first_bad_step()
+    with pytest.raises(RuntimeError, match=READ_ERROR):
+        trainer.first_nonfinite_step()

@@ -1,4 +1,4 @@
-"""Several processes on the CPU: the gradients, errors and files of one."""
+"""Several processes on the CPU give the gradients, errors and files of a single one."""
 
 import json
 import os
@@ -20,14 +20,14 @@ from schedule import StepSchedule
 from synergy import SynergyLoss
 from wide_resnet import WideResNet
 
-torch.set_num_threads(1)
-with distributed_context("cpu") as device:
+# A function, so that the process group is freed before the interpreter exits, which may abort it.
+def compute(device):
     data = load_dataset("digits", None, 8, 1)
     small = data.train._replace(images=data.train.images[:11], labels=data.train.labels[:11])
     torch.manual_seed(0)
     model = WideResNet(10, 0.25, 10)
     trainer = Trainer(model, SynergyLoss(), StepSchedule(0.1, (), 0.2), 5e-4, torch.float32, device)
-    trainer._parallel.eval()  # BN's statistics are each process's own in training
+    trainer._parallel.eval()  # in training, batch norm statistics differ by process
     batches = AugmentedBatches(small, data.info, 5, device, seed=1, flip=False)
     gradients = []
     for batch in batches.epoch(0):  # of 5, 5 and 1 images
@@ -36,15 +36,20 @@ with distributed_context("cpu") as device:
         scale_for_ddp(losses.total, batch).backward()
         gradients.append([p.grad.clone() for p in model.parameters()])
     test = trainer.evaluate(Batches(data.test, data.info, 7, device))
+    return {"gradients": gradients, "errors": test.errors, "losses": test.losses,
+            "images": test.images}
+
+torch.set_num_threads(1)
+with distributed_context("cpu") as device:
+    results = compute(device)
     if rank() == 0:
-        torch.save({"gradients": gradients, "errors": test.errors, "losses": test.losses,
-                    "images": test.images}, sys.argv[1])
+        torch.save(results, sys.argv[1])
 """
 
 
 @pytest.fixture(scope="module")
 def by_processes(wrn, tmp_path_factory):
-    """What 1, 2 and 3 processes compute from the same initial network."""
+    """Run SCRIPT with 1, 2 and 3 processes and return its results by number of processes."""
     folder = tmp_path_factory.mktemp("distributed")
     (folder / "script.py").write_text(SCRIPT)
     environment = {**os.environ, "PYTHONPATH": str(wrn.path), "OMP_NUM_THREADS": "1"}
@@ -58,49 +63,36 @@ def by_processes(wrn, tmp_path_factory):
 
 
 @pytest.mark.parametrize("count", [2, 3])
-def test_gradients_are_those_of_one_process(by_processes, count):
-    one, several = by_processes[1]["gradients"], by_processes[count]["gradients"]
-    assert len(one) == 3
-    for whole, shared in zip(one, several, strict=True):
-        for a, b in zip(whole, shared, strict=True):
-            torch.testing.assert_close(b, a, rtol=1e-4, atol=1e-6)
+def test_gradients_equal_those_of_one_process(by_processes, count):
+    expected, actual = by_processes[1]["gradients"], by_processes[count]["gradients"]
+    assert len(expected) == 3
+    for a, b in zip(actual, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("count", [2, 3])
-def test_each_image_is_scored_once(by_processes, count):
+def test_each_image_is_evaluated_once(by_processes, count):
     assert by_processes[count]["images"] == 360
     assert by_processes[count]["errors"] == by_processes[1]["errors"]
     assert by_processes[count]["losses"] == pytest.approx(by_processes[1]["losses"], rel=1e-5)
 
 
-def test_training_by_two_processes(wrn, tmp_path):
-    words = [
-        "--dataset",
-        "digits",
-        "--depth",
-        "10",
-        "--width",
-        "0.25",
-        "--epochs",
-        "2",
-        "--batch_size",
-        "256",
-        "--save",
-    ]
+def test_only_process_0_prints_and_writes(wrn, tmp_path):
+    words = "--dataset digits --depth 10 --width 0.25 --epochs 2 --batch_size 256 --save".split()
     command = [*TORCHRUN, "--nproc_per_node=2", "main.py", *words, str(tmp_path / "run")]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         command, cwd=wrn.path, env=environment, capture_output=True, text=True, check=True
     )
-    assert done.stdout.count("epoch 2/2") == 1  # process 0 alone speaks
+    assert done.stdout.count("epoch 2/2") == 1
     lines = (tmp_path / "run" / "log.txt").read_text().splitlines()
     records = [json.loads(line.removeprefix("json_stats: ")) for line in lines]
     assert [record["epoch"] for record in records] == [1, 2]
     assert records[1]["train_loss"] < records[0]["train_loss"]
 
 
-def test_several_processes_need_a_gpu_each(wrn, monkeypatch):
+def test_processes_can_not_share_a_gpu(wrn, monkeypatch):
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
-    with pytest.raises(wrn.command_line.UserError, match="give --device cuda"):
+    with pytest.raises(wrn.command_line.UserError, match="use --device cuda"):
         wrn.distributed.select_device("cuda:0")
     assert wrn.distributed.select_device("cpu") == torch.device("cpu")

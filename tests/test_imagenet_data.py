@@ -1,4 +1,4 @@
-"""ImageNet's evaluation preprocessing, its images and their shares among processes."""
+"""Evaluation data: preprocessing, image files and their distribution over processes."""
 
 import numpy as np
 import pytest
@@ -9,8 +9,8 @@ from synthetic import write_image
 MEAN, STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
 
 
-def released(path, size=256, crop=224):
-    """The released preprocessing by PIL alone: the exact pixels of the crop, (H, W, 3) uint8."""
+def released_pixels(path, size=256, crop=224):
+    """Apply the released preprocessing with PIL only: (H, W, 3) uint8."""
     with Image.open(path) as image:
         image = image.convert("RGB").resize((size, size), Image.Resampling.BICUBIC)
     start = round((size - crop) / 2)
@@ -18,36 +18,35 @@ def released(path, size=256, crop=224):
 
 
 def pixels(tensor):
-    """Undo the normalisation."""
+    """Undo the normalization: (H, W, 3) in [0, 255]."""
     return (tensor.permute(1, 2, 0).double().numpy() * STD + MEAN) * 255
 
 
 @pytest.mark.parametrize("size", [(500, 375), (90, 200), (256, 256), (1, 1)])
-def test_square_resize_has_the_released_pixels(imagenet, tmp_path, size):
+def test_square_resize_matches_the_released_pixels(imagenet, tmp_path, size):
     path = write_image(tmp_path / "a.png", size=size)
     tensor = imagenet.data.ImageFiles([path], [3], imagenet.presets.evaluation_transform())[0][0]
     assert tensor.shape == (3, 224, 224) and tensor.dtype == torch.float32
-    assert np.array_equal(pixels(tensor).round(), released(path))
-    assert abs(pixels(tensor) - released(path)).max() < 1e-3
+    assert np.array_equal(pixels(tensor).round(), released_pixels(path))
+    assert abs(pixels(tensor) - released_pixels(path)).max() < 1e-3
 
 
 @pytest.mark.parametrize("mode", ["L", "P", "RGBA", "CMYK"])
-def test_modes_are_converted_as_image_folder_does(imagenet, tmp_path, mode):
+def test_image_modes_are_converted_to_rgb(imagenet, tmp_path, mode):
     path = tmp_path / ("a.jpg" if mode == "CMYK" else "a.png")
     with Image.open(write_image(tmp_path / "rgb.png", size=(300, 200))) as image:
         image.convert(mode).save(path)
-    tensor, label = imagenet.data.ImageFiles([path], [3], imagenet.presets.evaluation_transform())[
-        0
-    ]
+    transform = imagenet.presets.evaluation_transform()
+    tensor, label = imagenet.data.ImageFiles([path], [3], transform)[0]
     assert label == 3
-    assert np.array_equal(pixels(tensor).round(), released(path))
+    assert np.array_equal(pixels(tensor).round(), released_pixels(path))
 
 
-def test_small_crops_scale_the_resize(imagenet, tmp_path):
+def test_resize_scales_with_the_crop(imagenet, tmp_path):
     path = write_image(tmp_path / "a.png", size=(64, 48))
     with Image.open(path) as image:
         tensor = imagenet.presets.evaluation_transform(64)(image)
-    assert np.array_equal(pixels(tensor).round(), released(path, 73, 64))
+    assert np.array_equal(pixels(tensor).round(), released_pixels(path, 73, 64))
 
 
 def test_shorter_side_keeps_the_aspect_ratio(imagenet, tmp_path):
@@ -57,7 +56,7 @@ def test_shorter_side_keeps_the_aspect_ratio(imagenet, tmp_path):
     assert np.array_equal(pixels(tensor).round(), np.asarray(resized.crop((80, 16, 304, 240))))
 
 
-def test_every_image_is_in_exactly_one_share(imagenet, monkeypatch):
+def test_each_image_goes_to_exactly_one_process(imagenet, monkeypatch):
     loaders, distributed = imagenet.loader, imagenet.distributed
     seen = []
     for rank in range(3):
@@ -72,7 +71,7 @@ def test_every_image_is_in_exactly_one_share(imagenet, monkeypatch):
         loaders.evaluation_loader(range(2), 6, 0, torch.device("cpu"), None)
 
 
-def test_unreadable_images_are_refused_or_marked(imagenet, tmp_path, capsys):
+def test_unreadable_images_raise_or_get_label_minus_one(imagenet, tmp_path, capsys):
     path = tmp_path / "broken.jpg"
     path.write_bytes(b"not an image")
     transform = imagenet.presets.evaluation_transform(32)

@@ -1,8 +1,9 @@
-"""The download of the released weights, against a server on this machine."""
+"""Download of the released weights, from a local server."""
 
 import contextlib
 import functools
 import http.server
+import sys
 import threading
 import time
 
@@ -12,13 +13,13 @@ import torchvision
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
-    """Answers with the files in `files`, and with faults under other names."""
+    """Serve `files`; some names simulate faults."""
 
     files: dict[str, bytes] = {}
-    asked: list[str] = []
+    requests: list[str] = []
 
     def do_GET(self):
-        self.asked.append(self.path)
+        self.requests.append(self.path)
         if self.path == "/loop":
             self.send_response(302)
             self.send_header("Location", "/loop")
@@ -35,7 +36,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             content = content[: len(content) // 2]
         if self.path == "/silent":
             time.sleep(3)
-        with contextlib.suppress(BrokenPipeError):  # the client has given up
+        with contextlib.suppress(BrokenPipeError):  # the client has disconnected
             self.wfile.write(content)
 
     def log_message(self, *arguments):
@@ -44,7 +45,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
-    """The address of a server, and the state dict of its file `good`."""
+    """URL of a server, and the state dict in its file `good`."""
     torch.manual_seed(0)
     state = {f"module.{k}": v for k, v in torchvision.models.resnet18().state_dict().items()}
     path = tmp_path_factory.mktemp("served") / "good.pth"
@@ -69,7 +70,7 @@ def server(tmp_path_factory):
 
 @pytest.fixture
 def hub(tmp_path, monkeypatch):
-    """An empty cache of torch's hub."""
+    """An empty hub cache."""
     pytest.importorskip("gdown")
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     before = torch.hub.get_dir()
@@ -78,18 +79,22 @@ def hub(tmp_path, monkeypatch):
     torch.hub.set_dir(before)
 
 
-def test_a_good_file_enters_the_cache_once(imagenet, server, hub):
-    address, state = server
-    fetch = functools.partial(imagenet.download.fetch, "resnet18", f"{address}/good")
-    path = fetch()
+def test_weights_are_downloaded_once_and_checked(imagenet, server, hub):
+    url, state = server
+    download = functools.partial(
+        imagenet.download.download_released_weights, "resnet18", f"{url}/good"
+    )
+    path = download()
     assert list(hub.iterdir()) == [path]
-    weights = imagenet.weights.read(path).weights
-    assert torch.equal(weights["fc.weight"], state["module.fc.weight"])
-    asked = len(Handler.asked)
-    assert fetch() == path and len(Handler.asked) == asked
+    loaded = imagenet.weights.read_checkpoint(path).state_dict
+    assert torch.equal(loaded["fc.weight"], state["module.fc.weight"])
+    count = len(Handler.requests)
+    assert download() == path and len(Handler.requests) == count
     path.write_bytes(b"damaged")
-    with pytest.raises(imagenet.command_line.UserError, match="remove it"):
-        fetch()
+    with pytest.raises(
+        imagenet.command_line.UserError, match="remove the file to download it again"
+    ):
+        download()
 
 
 @pytest.mark.parametrize(
@@ -98,34 +103,36 @@ def test_a_good_file_enters_the_cache_once(imagenet, server, hub):
         ("page", "web page"),
         ("cut", "received"),
         ("shortened", "can't be loaded"),
-        ("other", "lacks conv1.weight"),
+        ("other", "missing keys conv1.weight"),
         ("empty", "can't be loaded"),
         ("missing", "404"),
         ("loop", "redirects"),
         ("silent", "timed out"),
     ],
 )
-def test_anything_else_stays_out_of_it(imagenet, server, hub, name, message):
-    with pytest.raises(imagenet.command_line.UserError, match=message) as refusal:
-        imagenet.download.fetch("resnet18", f"{server[0]}/{name}", timeout_s=0.5)
-    assert "drive.google.com/file/d/1P5QA" in str(refusal.value)
-    assert "--model_path" in str(refusal.value)
-    assert str(hub) not in str(refusal.value)  # where nothing is left
+def test_a_bad_download_leaves_nothing_in_the_cache(imagenet, server, hub, name, message):
+    with pytest.raises(imagenet.command_line.UserError, match=message) as raised:
+        imagenet.download.download_released_weights(
+            "resnet18", f"{server[0]}/{name}", timeout_s=0.5
+        )
+    assert "drive.google.com/file/d/1P5QA" in str(raised.value)
+    assert "--model_path" in str(raised.value)
+    assert str(hub) not in str(raised.value)  # the temporary file is gone
     assert list(hub.iterdir()) == []
 
 
-def test_no_network_is_refused(imagenet, hub):
-    with pytest.raises(imagenet.command_line.UserError, match="could not be fetched"):
-        imagenet.download.fetch("resnet18", "http://127.0.0.1:9/good")
+def test_a_missing_server_is_refused(imagenet, hub):
+    with pytest.raises(imagenet.command_line.UserError, match="cannot download"):
+        imagenet.download.download_released_weights("resnet18", "http://127.0.0.1:9/good")
     assert list(hub.iterdir()) == []
 
 
 def test_networks_without_released_weights_are_refused(imagenet, hub):
     with pytest.raises(imagenet.command_line.UserError, match="resnet18, resnet50, resnet152"):
-        imagenet.download.fetch("resnet34")
+        imagenet.download.download_released_weights("resnet34")
 
 
-def test_gdown_is_asked_for_where_it_is_missing(imagenet, hub, monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "gdown", None)
+def test_a_missing_gdown_is_named(imagenet, hub, monkeypatch):
+    monkeypatch.setitem(sys.modules, "gdown", None)
     with pytest.raises(imagenet.command_line.UserError, match="pip install gdown"):
-        imagenet.download.fetch("resnet50")
+        imagenet.download.download_released_weights("resnet50")

@@ -1,10 +1,10 @@
-"""Which images a validation folder holds, and their class indices by name."""
+"""Images of a validation folder and their class indices."""
 
 import pytest
 from synthetic import write_folders, write_image
 
 
-def test_the_synsets_are_those_of_torchvisions_categories(imagenet):
+def test_synsets_match_torchvisions_categories(imagenet):
     import torchvision
 
     synsets = imagenet.validation_set.imagenet_synsets()
@@ -15,59 +15,59 @@ def test_the_synsets_are_those_of_torchvisions_categories(imagenet):
     assert [title.split(" (n")[0] for title in titles] == categories
 
 
-def test_some_of_the_classes_keep_their_indices(imagenet, tmp_path):
+def test_a_subset_of_classes_keeps_its_indices(imagenet, tmp_path):
     synsets = imagenet.validation_set.imagenet_synsets()
     write_folders(tmp_path, {synsets[999]: 1, synsets[7]: 2})
-    found = imagenet.validation_set.find_images(tmp_path)
-    assert imagenet.validation_set.class_indices(found.names, None, 1000) == [7, 7, 999]
-    assert found.paths[0].parent.name == synsets[7]
+    images = imagenet.validation_set.list_validation_images(tmp_path)
+    assert imagenet.validation_set.class_indices(images.class_names, None, 1000) == [7, 7, 999]
+    assert images.paths[0].parent.name == synsets[7]
 
 
-def test_names_in_the_checkpoint_come_before_synsets(imagenet):
+def test_class_names_of_the_checkpoint_take_precedence(imagenet):
     indices = imagenet.validation_set.class_indices
     assert indices(["cat", "ant"], ["dog", "cat", "ant"], 3) == [1, 2]
     names = [f"class{i}" for i in range(1000)]
     assert indices(["class3"], names, 1000) == [3]
-    assert indices(["b", "a", "b"], None, 2) == [1, 0, 1]  # none known: order of folders
+    assert indices(["b", "a", "b"], None, 2) == [1, 0, 1]  # no names known: sorted order
 
 
 @pytest.mark.parametrize(
-    ("names", "classes", "outputs", "message"),
+    ("names", "classes", "num_classes", "message"),
     [
         (["n01440764", "cats"], None, 1000, "cats"),
         (["a", "b"], None, 3, "2 classes for a network of 3"),
-        (["a"], ["b", "c"], 2, "class a .1 such. is none"),
+        (["a"], ["b", "c"], 2, "unknown class.* such as a;"),
     ],
 )
-def test_other_classes_are_refused(imagenet, names, classes, outputs, message):
+def test_unknown_classes_are_refused(imagenet, names, classes, num_classes, message):
     with pytest.raises(imagenet.command_line.UserError, match=message):
-        imagenet.validation_set.class_indices(names, classes, outputs)
+        imagenet.validation_set.class_indices(names, classes, num_classes)
 
 
 LABELS = {
     "kaggle": "ImageId,PredictionString\nb,n01443537 1 2 3 4 n01443537 5 6 \na,n01440764 1 2 \n",
-    "names": "b.png n01443537\n\na.png n01440764\n",
+    "spaces": "b.png n01443537\n\na.png n01440764\n",
     "tabs": "\ufeffa.png\tn01440764\r\nb.png\tn01443537\r\n",
-    "with others": "a.png,n01440764\nb.png,n01443537\nc.png,n01443537\n",
+    "with missing images": "a.png,n01440764\nb.png,n01443537\nc.png,n01443537\n",
 }
 
 
 @pytest.fixture
 def flat(tmp_path):
-    """A folder whose val/ has images and no class folders."""
+    """A data folder whose val/ has no class folders."""
     for seed, name in enumerate("ab"):
         write_image(tmp_path / "val" / f"{name}.png", seed)
     return tmp_path
 
 
 @pytest.mark.parametrize("form", LABELS)
-def test_flat_folder_takes_its_labels_from_a_file(imagenet, flat, form):
+def test_flat_folder_is_labeled_from_a_file(imagenet, flat, form):
     labels = flat / "labels.txt"
     labels.write_text(LABELS[form], encoding="utf-8")
-    found = imagenet.validation_set.find_images(flat, labels)
-    assert [path.name for path in found.paths] == ["a.png", "b.png"]
-    assert found.names == ["n01440764", "n01443537"]
-    assert bool(found.remarks) == (form == "with others")
+    images = imagenet.validation_set.list_validation_images(flat, labels)
+    assert [path.name for path in images.paths] == ["a.png", "b.png"]
+    assert images.class_names == ["n01440764", "n01443537"]
+    assert bool(images.notes) == (form == "with missing images")
 
 
 @pytest.mark.parametrize(
@@ -87,16 +87,17 @@ def test_bad_label_files_are_refused(imagenet, flat, content, message):
     if content is not None:
         labels.write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(imagenet.command_line.UserError, match=message):
-        imagenet.validation_set.find_images(flat, labels)
+        imagenet.validation_set.list_validation_images(flat, labels)
 
 
 def test_flat_folder_without_labels_is_refused(imagenet, flat):
     with pytest.raises(imagenet.command_line.UserError, match="--val-labels"):
-        imagenet.validation_set.find_images(flat)
+        imagenet.validation_set.list_validation_images(flat)
 
 
 def test_missing_empty_and_mixed_folders_are_refused(imagenet, tmp_path):
-    find, refused = imagenet.validation_set.find_images, imagenet.command_line.UserError
+    find = imagenet.validation_set.list_validation_images
+    refused = imagenet.command_line.UserError
     with pytest.raises(refused, match="no such folder"):
         find(tmp_path / "nowhere")
     with pytest.raises(refused, match="contains val/"):
@@ -108,7 +109,7 @@ def test_missing_empty_and_mixed_folders_are_refused(imagenet, tmp_path):
     with pytest.raises(refused, match="n01440764: no image"):
         find(tmp_path)
     write_folders(tmp_path, {"n01440764": 1})
-    with pytest.raises(refused, match="leave it out"):
+    with pytest.raises(refused, match="leave out --val-labels"):
         find(tmp_path, tmp_path / "labels.txt")
     write_image(tmp_path / "val" / "stray.png")
     with pytest.raises(refused, match="stray.png"):

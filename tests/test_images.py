@@ -1,4 +1,4 @@
-"""Image files that are read, refused, or read without a word."""
+"""Decoding of image files: decompression bombs and warnings."""
 
 import warnings
 
@@ -7,7 +7,7 @@ from PIL import Image
 from synthetic import write_image
 
 
-def test_more_pixels_than_any_photograph_has(wrn, tmp_path, monkeypatch):
+def test_decompression_bomb_is_an_error(wrn, tmp_path, monkeypatch):
     path = write_image(tmp_path / "x.png", size=(20, 20))
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 399)
     with (
@@ -17,7 +17,7 @@ def test_more_pixels_than_any_photograph_has(wrn, tmp_path, monkeypatch):
         wrn.images.read_rgb(path)
 
 
-def test_what_pil_finds_odd_is_no_line_on_standard_error(wrn, tmp_path):
+def test_warnings_of_pil_are_not_shown(wrn, tmp_path):
     path = tmp_path / "x.png"
     Image.new("P", (4, 4)).save(path, transparency=b"\0\1")
     with warnings.catch_warnings(record=True) as shown:

@@ -1,4 +1,4 @@
-"""The repository's promises about itself: shared files, standalone folders, flags that are read."""
+"""The layout: shared files are equal, script folders run alone, every option is used."""
 
 import ast
 import os
@@ -12,18 +12,18 @@ from synthetic import write_folders
 
 
 def shared_files(folder):
-    """The files that both script folders must hold, by relative path, with their contents."""
+    """Return the contents of the files that both script folders must have, by relative path."""
     paths = [folder / "synergy.py", *(folder / "common").glob("*.py")]
     return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
 
 
-def test_both_folders_share_the_loss_and_common():
+def test_both_folders_have_the_same_loss_and_common():
     shared = shared_files(ROOT / "wrn_DKS")
     assert shared == shared_files(ROOT / "imagenet")
     assert len(shared) > 5
 
 
-def test_nothing_else_is_held_twice():
+def test_no_other_file_is_duplicated():
     names = [{path.name for path in (ROOT / f).iterdir()} for f in ("wrn_DKS", "imagenet")]
     for name in set.intersection(*names) - {"synergy.py", "common", "__pycache__"}:
         one, other = (ROOT / folder / name for folder in ("wrn_DKS", "imagenet"))
@@ -31,7 +31,7 @@ def test_nothing_else_is_held_twice():
 
 
 def run_copy(name, tmp_path, command):
-    """Copy a script folder elsewhere and run a command there; returns the folder and its output."""
+    """Copy a script folder and run a command in the copy; return the copy and the output."""
     copy = tmp_path / "elsewhere"
     shutil.copytree(ROOT / name, copy)
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
@@ -62,8 +62,8 @@ def test_imagenet_runs_when_copied_away(tmp_path):
     ("name", "options"),
     [("wrn_DKS", "options"), ("imagenet", "options"), ("imagenet", "train_options")],
 )
-def test_every_option_is_read(request, name, options):
-    """Each field of a Config is read as an attribute of it in some module of its folder."""
+def test_every_option_is_used(request, name, options):
+    """Some module of the folder reads each field of `Config`."""
     scripts = request.getfixturevalue({"wrn_DKS": "wrn"}.get(name, name))
     read = set()
     for path in scripts.path.rglob("*.py"):
@@ -74,7 +74,7 @@ def test_every_option_is_read(request, name, options):
     assert set(fields) - read == set()
 
 
-def test_help_names_every_flag_with_its_default(wrn, capsys):
+def test_help_lists_every_flag_with_its_default(wrn, capsys):
     with pytest.raises(SystemExit):
         wrn.main.main(["--help"])
     text = capsys.readouterr().out
@@ -89,7 +89,7 @@ def test_help_names_every_flag_with_its_default(wrn, capsys):
     assert "default: None" not in text and "(default: )" not in text
 
 
-def test_paper_recipe_is_the_default(wrn):
+def test_defaults_are_the_recipe_of_the_paper(wrn):
     config = wrn.options.parse([])
     assert (config.dataset, config.depth, config.width, config.method) == (
         "CIFAR100",

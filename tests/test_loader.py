@@ -1,4 +1,4 @@
-"""Batches: every image once, its own crop and flip, a function of seed and epoch."""
+"""Training batches: shuffling, random crops and flips; the learning-rate schedule."""
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture
 def batches(wrn):
-    """Makes training batches of ten 8x8 images whose pixels are all different."""
+    """Return a factory of training batches of ten different 8x8 images."""
 
     def make(seed=1, flip=True, batch_size=4):
         images = torch.arange(10 * 64).view(10, 1, 8, 8).repeat(1, 3, 1, 1) % 251
@@ -23,56 +23,56 @@ def epoch(batches, number):
     return [(b.images, b.labels) for b in batches.epoch(number)]
 
 
-def test_every_image_once_the_last_batch_partial(batches):
+def test_each_image_is_used_once_and_the_last_batch_is_partial(batches):
     labels = [labels for _, labels in epoch(batches(), 0)]
     assert [len(each) for each in labels] == [4, 4, 2]
     assert torch.cat(labels).sort().values.tolist() == list(range(10))
     assert torch.cat(labels).tolist() != list(range(10))
 
 
-def test_a_function_of_seed_and_epoch(batches):
+def test_batches_depend_only_on_seed_and_epoch(batches):
     first, torch_state = epoch(batches(), 3), torch.get_rng_state()
-    torch.rand(5)  # what others draw makes no difference
-    again = epoch(batches(), 3)
-    for (images, labels), (images_again, labels_again) in zip(first, again, strict=True):
-        assert torch.equal(images, images_again) and torch.equal(labels, labels_again)
+    torch.rand(5)  # the global generator is not used
+    second = epoch(batches(), 3)
+    for (images, labels), (expected_images, expected_labels) in zip(first, second, strict=True):
+        assert torch.equal(images, expected_images) and torch.equal(labels, expected_labels)
     torch.set_rng_state(torch_state)
     other_epoch, other_seed = epoch(batches(), 4), epoch(batches(seed=2), 3)
     assert not torch.equal(first[0][1], other_epoch[0][1])
     assert not torch.equal(first[0][1], other_seed[0][1])
 
 
-def windows(loader, label):
-    """The nine 8x8 windows of an image that was padded by one reflected pixel, (9, 3, 8, 8)."""
+def all_crops(loader, label):
+    """Return all crops of an image padded by one reflected pixel, (9, 3, 8, 8)."""
     source = loader.images[label].float() / 255
     padded = torch.nn.functional.pad(source, (1, 1, 1, 1), mode="reflect")
     return padded.unfold(1, 8, 1).unfold(2, 8, 1).reshape(3, 9, 8, 8).transpose(0, 1)
 
 
-def places(loader, image, label):
-    """Where among the windows, and mirrored or not, an augmented image is found."""
-    choices = windows(loader, label)
+def matching_crops(loader, image, label):
+    """Return the (crop index, flipped) pairs that give an augmented image."""
+    crops = all_crops(loader, label)
     return {
         (i, flip)
         for flip in (False, True)
         for i in range(9)
-        if torch.allclose(image, choices[i].flip(2) if flip else choices[i])
+        if torch.allclose(image, crops[i].flip(2) if flip else crops[i])
     }
 
 
 @pytest.mark.parametrize("flip", [True, False])
-def test_crops_and_flips_are_those_of_the_padded_image(batches, flip):
-    loader, found = batches(flip=flip), set()
+def test_all_crops_and_flips_of_the_padded_image_occur(batches, flip):
+    loader, seen = batches(flip=flip), set()
     for number in range(6):
         for images, labels in epoch(loader, number):
             for image, label in zip(images, labels, strict=True):
-                (place,) = places(loader, image, label)
-                found.add(place)
-    assert {window for window, _ in found} == set(range(9))
-    assert {mirrored for _, mirrored in found} == ({False, True} if flip else {False})
+                (crop,) = matching_crops(loader, image, label)
+                seen.add(crop)
+    assert {index for index, _ in seen} == set(range(9))
+    assert {flipped for _, flipped in seen} == ({False, True} if flip else {False})
 
 
-def test_normalisation_is_totensor_and_normalize(wrn):
+def test_normalization_equals_torchvision_s(wrn):
     images = torch.randint(0, 256, (5, 3, 8, 8), dtype=torch.uint8)
     info = wrn.data.DatasetInfo([], [0.5, 0.4, 0.3], [0.2, 0.25, 0.3])
     plain = wrn.loader.Batches(wrn.data.Split(images, torch.arange(5)), info, 3, CPU)
@@ -83,8 +83,8 @@ def test_normalisation_is_totensor_and_normalize(wrn):
 
 
 @pytest.mark.parametrize("count", [2, 3, 4])
-def test_shares_of_several_processes(wrn, batches, monkeypatch, count):
-    """The processes' parts are disjoint, make up the batch, and carry its augmentation."""
+def test_processes_divide_each_batch(wrn, batches, monkeypatch, count):
+    """Together their parts are the batch of a single process, with its augmentation."""
     whole = epoch(batches(batch_size=7), 2)
     monkeypatch.setattr(wrn.distributed, "world_size", lambda: count)
     parts = []
@@ -92,15 +92,14 @@ def test_shares_of_several_processes(wrn, batches, monkeypatch, count):
         monkeypatch.setattr(wrn.distributed, "rank", lambda rank=rank: rank)
         parts.append(list(batches(batch_size=7).epoch(2)))
     for step, (images, labels) in enumerate(whole):
-        taken = [part[step] for part in parts if part[step].batch_fraction]
-        assert torch.equal(torch.cat([b.labels for b in taken]), labels)
-        assert torch.equal(torch.cat([b.images for b in taken]), images)
+        used = [part[step] for part in parts if part[step].batch_fraction]
+        assert torch.equal(torch.cat([b.labels for b in used]), labels)
+        assert torch.equal(torch.cat([b.images for b in used]), images)
         assert sum(part[step].batch_fraction for part in parts) == pytest.approx(1)
         assert all(len(part[step].labels) for part in parts)
 
 
-def test_schedule_at_each_milestone(wrn):
-    """lr x 0.2 at the start of epochs 60, 120, 160, counted from 1; momentum cleared there."""
+def test_schedule_decays_and_resets_momentum_at_each_milestone(wrn):
     schedule = wrn.schedule.StepSchedule(0.1, (60, 120, 160), 0.2)
     rates = [schedule.rate(epoch - 1) for epoch in (1, 59, 60, 119, 120, 159, 160, 200)]
     expected = [0.1, 0.1, 0.02, 0.02, 0.004, 0.004, 0.0008, 0.0008]

@@ -1,4 +1,4 @@
-"""Tables and curves of the CIFAR side, from logs."""
+"""wrn_DKS/report.py: the table and the error curves."""
 
 import json
 
@@ -16,7 +16,7 @@ def write_log(folder, method, seed, last, epochs=3, planned=3):
     (folder / "log.txt").write_text("".join(lines))
 
 
-def test_table_and_figure(wrn, tmp_path, capsys):
+def test_report_prints_a_table_and_writes_a_figure(wrn, tmp_path, capsys):
     for seed, error in ((1, 20.0), (2, 22.0), (3, 27.0)):
         write_log(tmp_path / "runs" / f"dks{seed}", "dks", seed, error)
     write_log(tmp_path / "runs" / "baseline", "baseline", 1, 30.0)
@@ -32,36 +32,35 @@ def test_table_and_figure(wrn, tmp_path, capsys):
     assert figure.read_bytes().startswith(b"\x89PNG")
 
 
-def test_band_and_lines(wrn, tmp_path):
+def test_curves_are_means_over_runs(wrn, tmp_path):
     for seed, error in ((1, 20.0), (2, 26.0)):
         write_log(tmp_path / str(seed), "dks", seed, error)
-    groups = wrn.report.grouped(wrn.report.read_runs(tmp_path))
+    groups = wrn.report.group_runs(wrn.report.read_runs(tmp_path))
     assert list(groups) == ["dks"]
-    assert wrn.report.curves(groups["dks"], "test") == (
+    assert wrn.report.error_curves(groups["dks"], "test") == (
         [1, 2, 3],
         [[40.0, 46.0], [30.0, 36.0], [20.0, 26.0]],
     )
-    (axes,) = wrn.report.draw(groups).axes
+    (axes,) = wrn.report.plot(groups).axes
     assert axes.lines[0].get_ydata().tolist() == [43.0, 33.0, 23.0]
 
 
-def test_epochs_that_were_not_tested(wrn, tmp_path):
-    """A run that stopped after one stands where it was tested last."""
+def test_report_uses_the_last_tested_epoch(wrn, tmp_path):
     write_log(tmp_path / "run", "dks", 1, 20.0)
     path = tmp_path / "run" / "log.txt"
     untested = {"method": "dks", "seed": 1, "epoch": 4, "epochs": 5, "train_acc": 98.0}
     path.write_text(path.read_text() + "json_stats: " + json.dumps(untested) + "\n")
-    groups = wrn.report.grouped(wrn.report.read_runs(tmp_path))
-    assert "| dks | 1 | 3 | 20.00 | 19.00 | 1.00 |" in wrn.report.table(groups)
-    assert wrn.report.curves(groups["dks"], "test")[0] == [1, 2, 3]
-    assert wrn.report.curves(groups["dks"], "train")[0] == [1, 2, 3, 4]
+    groups = wrn.report.group_runs(wrn.report.read_runs(tmp_path))
+    assert "| dks | 1 | 3 | 20.00 | 19.00 | 1.00 |" in wrn.report.format_table(groups)
+    assert wrn.report.error_curves(groups["dks"], "test")[0] == [1, 2, 3]
+    assert wrn.report.error_curves(groups["dks"], "train")[0] == [1, 2, 3, 4]
     path.write_text("json_stats: " + json.dumps(untested) + "\n")
-    with pytest.raises(wrn.command_line.UserError, match="tested run"):
+    with pytest.raises(wrn.command_line.UserError, match="tested epoch"):
         wrn.report.read_runs(tmp_path)
 
 
 @pytest.mark.parametrize("figure", ["/nonexistent/x.png", "x.nonsense"])
-def test_refusals(wrn, tmp_path, figure, capsys):
+def test_missing_log_and_unwritable_figure_are_one_line_errors(wrn, tmp_path, figure, capsys):
     assert wrn.report.main([str(tmp_path)]) == 2
     write_log(tmp_path / "run", "dks", 1, 20.0)
     assert wrn.report.main([str(tmp_path), "--figure", figure]) == 2

@@ -1,39 +1,39 @@
-"""The networks: torchvision's backbone, and the branches of the table."""
+"""ResNets with branches: sizes, weights and logits."""
 
 import pytest
 import torch
 import torchvision
 
 
-def conv(inputs: int, outputs: int, kernel: int) -> int:
-    return inputs * outputs * kernel**2 + 2 * outputs  # with its batch normalisation
+def conv(in_channels: int, out_channels: int, kernel: int) -> int:
+    return in_channels * out_channels * kernel**2 + 2 * out_channels  # with batch normalization
 
 
-def basic(inputs: int, planes: int) -> int:
-    shortcut = conv(inputs, planes, 1) if inputs != planes else 0
-    return conv(inputs, planes, 3) + conv(planes, planes, 3) + shortcut
+def basic_block(in_channels: int, planes: int) -> int:
+    shortcut = conv(in_channels, planes, 1) if in_channels != planes else 0
+    return conv(in_channels, planes, 3) + conv(planes, planes, 3) + shortcut
 
 
-def bottleneck(inputs: int, planes: int) -> int:
-    shortcut = conv(inputs, 4 * planes, 1) if inputs != 4 * planes else 0
-    middle = conv(inputs, planes, 1) + conv(planes, planes, 3)
+def bottleneck(in_channels: int, planes: int) -> int:
+    shortcut = conv(in_channels, 4 * planes, 1) if in_channels != 4 * planes else 0
+    middle = conv(in_channels, planes, 1) + conv(planes, planes, 3)
     return middle + conv(planes, 4 * planes, 1) + shortcut
 
 
-def stage(block, expansion: int, inputs: int, planes: int, count: int) -> int:
+def stage(block, expansion: int, in_channels: int, planes: int, count: int) -> int:
     width = expansion * planes
-    return block(inputs, planes) + (count - 1) * block(width, planes)
+    return block(in_channels, planes) + (count - 1) * block(width, planes)
 
 
 @pytest.mark.parametrize(
     ("arch", "block", "expansion", "shallow", "deep"),
     [
-        ("resnet18", basic, 1, ((256, 1), (512, 2)), (1024, 2)),
+        ("resnet18", basic_block, 1, ((256, 1), (512, 2)), (1024, 2)),
         ("resnet50", bottleneck, 4, ((256, 3), (512, 2)), (1024, 3)),
         ("resnet152", bottleneck, 4, ((256, 18), (512, 2)), (1024, 3)),
     ],
 )
-def test_size_follows_from_the_table(imagenet, arch, block, expansion, shallow, deep):
+def test_branches_have_the_configured_size(imagenet, arch, block, expansion, shallow, deep):
     (first, n1), (second, n2) = shallow
     e = expansion
     expected = (
@@ -42,13 +42,13 @@ def test_size_follows_from_the_table(imagenet, arch, block, expansion, shallow, 
     )
     with torch.device("meta"):
         model = imagenet.resnet.build(arch, num_classes=10)
-    for branch, count, width in zip(model.branches, expected, (second, deep[0]), strict=True):
-        sizes = sum(p.numel() for p in branch.parameters())
-        assert sizes == count + (width * e + 1) * 10
+    for branch, blocks, planes in zip(model.branches, expected, (second, deep[0]), strict=True):
+        classifier = (planes * e + 1) * 10
+        assert sum(p.numel() for p in branch.parameters()) == blocks + classifier
 
 
 @pytest.mark.parametrize("arch", ["resnet18", "resnet50", "resnet152"])
-def test_without_branches_it_is_torchvisions_network(imagenet, arch):
+def test_without_branches_it_equals_torchvisions_network(imagenet, arch):
     def plain():
         return getattr(torchvision.models, arch)()
 
@@ -57,11 +57,11 @@ def test_without_branches_it_is_torchvisions_network(imagenet, arch):
 
     assert imagenet.metrics.cost(ours, 224) == imagenet.metrics.cost(plain, 224)
     with torch.device("meta"):
-        shapes, own = plain().state_dict(), ours().state_dict()
-    assert {k: v.shape for k, v in own.items()} == {k: v.shape for k, v in shapes.items()}
+        expected, state_dict = plain().state_dict(), ours().state_dict()
+    assert {k: v.shape for k, v in state_dict.items()} == {k: v.shape for k, v in expected.items()}
 
 
-def test_same_seed_same_backbone_and_logits(imagenet):
+def test_backbone_weights_and_logits_equal_torchvisions(imagenet):
     models = []
     for build in (
         lambda: torchvision.models.resnet18(num_classes=7),
@@ -74,7 +74,7 @@ def test_same_seed_same_backbone_and_logits(imagenet):
     for name, value in plain.state_dict().items():
         assert torch.equal(value, bare.state_dict()[name])
         assert torch.equal(value, full.state_dict()[name])
-    plain.load_state_dict(imagenet.resnet.backbone_weights(full.state_dict()), strict=True)
+    plain.load_state_dict(imagenet.resnet.backbone_state_dict(full.state_dict()), strict=True)
     images = torch.randn(2, 3, 65, 48)
     with torch.no_grad():
         expected, one, three = plain(images), bare(images), full(images)
@@ -83,8 +83,8 @@ def test_same_seed_same_backbone_and_logits(imagenet):
     assert all(logits.shape == (2, 7) for logits in three)
 
 
-def test_each_branch_grows_from_its_layer(imagenet):
-    """Gradients of a branch's logits reach the layers below its root and none above."""
+def test_each_branch_is_attached_to_its_layer(imagenet):
+    """A branch's gradients reach the layers up to the one it is attached to, and no others."""
     model = imagenet.resnet.build("resnet18", num_classes=5)
     logits = model(torch.randn(2, 3, 64, 64))
     for index, last in ((1, "layer2"), (2, "layer3"), (0, "layer4")):
@@ -96,25 +96,25 @@ def test_each_branch_grows_from_its_layer(imagenet):
         assert all(p.grad is not None for p in model.branches[index - 1].parameters()) or not index
 
 
-def test_branches_start_as_torchvisions_layers_do(imagenet):
+def test_branches_are_initialized_as_in_torchvision(imagenet):
     torch.manual_seed(0)
     deep = imagenet.resnet.build("resnet18").branches[1]
-    weight = deep.stages[0][0].conv2.weight  # fan-out 1024 · 9
+    weight = deep.stages[0][0].conv2.weight  # fan-out: 1024 * 9
     assert weight.std().item() == pytest.approx((2 / (1024 * 9)) ** 0.5, rel=0.01)
     assert (deep.stages[0][0].bn2.weight == 1).all()
 
 
-def test_another_network_is_another_row(imagenet):
+def test_another_resnet_needs_only_a_config(imagenet):
     resnet = imagenet.resnet
-    row = resnet.NETWORKS["resnet18"]._replace(blocks=(3, 4, 6, 3))
+    config = resnet.NETWORKS["resnet18"]._replace(blocks=(3, 4, 6, 3))
     with torch.device("meta"):
-        model = resnet.DKSResNet(row, branches=False)
+        model = resnet.DKSResNet(config, branches=False)
         names = torchvision.models.resnet34().state_dict().keys()
     assert model.state_dict().keys() == names
 
 
-def test_folded_batch_norms_give_the_same_logits(imagenet):
-    """Every one of them gone, with statistics and weights that are not those of a new network."""
+def test_folding_batch_norms_keeps_the_logits(imagenet):
+    """With weights and statistics that differ from the initial ones."""
     torch.manual_seed(0)
     for arch in ("resnet18", "resnet50"):
         model = imagenet.resnet.build(arch, num_classes=10).eval()
@@ -129,5 +129,5 @@ def test_folded_batch_norms_give_the_same_logits(imagenet):
             before = model(images)
             imagenet.resnet.fold_batch_norms(model)
             assert not any(isinstance(m, torch.nn.BatchNorm2d) for m in model.modules())
-            for one, other in zip(before, model(images), strict=True):
-                torch.testing.assert_close(other, one, rtol=1e-9, atol=1e-12)
+            for expected, logits in zip(before, model(images), strict=True):
+                torch.testing.assert_close(logits, expected, rtol=1e-9, atol=1e-12)

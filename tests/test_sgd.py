@@ -1,4 +1,4 @@
-"""SGD: the fused kernel steps as the plain one, after a skipped step and in any layout too."""
+"""SGD: the fused kernel gives the steps of the plain one; optimizer state is loaded strictly."""
 
 import copy
 
@@ -6,23 +6,23 @@ import pytest
 import torch
 
 
-def convolutions(layout):
+def convolutions(memory_format):
     torch.manual_seed(0)
     network = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.Conv2d(8, 4, 3))
-    return network.to(memory_format=layout)
+    return network.to(memory_format=memory_format)
 
 
 def fill_gradients(network, seed, value=None):
-    """Gradients in the layouts of their parameters, as autograd has them."""
+    """Set random or constant gradients, in the memory format of their parameters."""
     torch.manual_seed(seed)
     for parameter in network.parameters():
-        drawn = torch.randn(parameter.shape) if value is None else torch.full_like(parameter, value)
-        parameter.grad = torch.empty_like(parameter).copy_(drawn)
+        grad = torch.randn(parameter.shape) if value is None else torch.full_like(parameter, value)
+        parameter.grad = torch.empty_like(parameter).copy_(grad)
 
 
-def assert_same(network, other):
-    for one, two in zip(network.parameters(), other.parameters(), strict=True):
-        torch.testing.assert_close(one, two, atol=1e-6, rtol=1e-5)
+def assert_same(network, expected):
+    for a, b in zip(network.parameters(), expected.parameters(), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-5)
 
 
 def step(network, optimizer, seeds):
@@ -35,17 +35,17 @@ def plain_sgd(network):
     return torch.optim.SGD(network.parameters(), 0.1, 0.9, weight_decay=5e-4, foreach=False)
 
 
-@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-def test_steps_are_the_plain_ones(wrn, layout):
-    network = convolutions(layout)
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_fused_steps_equal_plain_steps(wrn, memory_format):
+    network = convolutions(memory_format)
     other = copy.deepcopy(network)
     step(network, wrn.sgd.make_sgd(network, 0.1, 0.9, 5e-4), range(3))
     step(other, plain_sgd(other), range(3))
     assert_same(network, other)
 
 
-def test_a_skipped_first_step_leaves_momentum_at_zero(wrn):
-    """float16's scaler skips a step whose gradients are infinite; the next is then the first."""
+def test_skipped_step_leaves_momentum_at_zero(wrn):
+    """The float16 gradient scaler skips steps with infinite gradients, often the first one."""
     network = convolutions(torch.channels_last)
     other = copy.deepcopy(network)
     optimizer, scaler = wrn.sgd.make_sgd(network, 0.1, 0.9, 5e-4), torch.amp.GradScaler("cpu")
@@ -62,8 +62,8 @@ def test_a_skipped_first_step_leaves_momentum_at_zero(wrn):
         assert_same(network, other)
 
 
-def test_momentum_is_loaded_into_its_parameters_layout(wrn, tmp_path):
-    """A run goes on in channels last from buffers that were saved in NCHW, as the release's are."""
+def test_loaded_momentum_gets_the_memory_format_of_its_parameter(wrn, tmp_path):
+    """Checkpoints of the released code have contiguous buffers."""
     other = convolutions(torch.contiguous_format)
     plain = plain_sgd(other)
     step(other, plain, range(3))
@@ -75,8 +75,50 @@ def test_momentum_is_loaded_into_its_parameters_layout(wrn, tmp_path):
     assert_same(network, other)
 
 
-def test_without_momentum_there_are_no_buffers(wrn):
+def test_no_buffers_without_momentum(wrn):
     network = convolutions(torch.contiguous_format)
     optimizer = wrn.sgd.make_sgd(network, 0.1, 0.0, 0.0)
     step(network, optimizer, [0])
     assert not optimizer.state_dict()["state"]
+
+
+@pytest.fixture
+def network():
+    torch.manual_seed(0)
+    return torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.BatchNorm1d(3))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda s: s.pop("state"),
+        lambda s: s.update(state=[]),
+        lambda s: s["state"][0].update(momentum_buffer=torch.zeros(1)),
+        lambda s: s["state"].pop(0),
+        lambda s: s["state"][0].pop("momentum_buffer"),
+        lambda s: s["state"][0].update(surplus=torch.zeros(3, 4)),
+        lambda s: s.update(surplus=1),
+        lambda s: s["state"].update({99: {"momentum_buffer": torch.zeros(1)}}),
+        lambda s: s.update(param_groups=[]),
+        lambda s: s["param_groups"][0].update(params=[0]),
+    ],
+)
+def test_optimizer_state_that_does_not_fit_is_an_error(wrn, network, tmp_path, change):
+    optimizer = wrn.sgd.make_sgd(network, 0.1, 0.9, 0.0)
+    state = copy.deepcopy(optimizer.state_dict())
+    change(state)
+    with pytest.raises(wrn.command_line.UserError, match="can't be resumed"):
+        wrn.checkpoint.load_optimizer(optimizer, state, tmp_path / "x.pt")
+
+
+def test_optimizer_buffers_are_cast_and_hyperparameters_kept(wrn, network, tmp_path, capsys):
+    optimizer = wrn.sgd.make_sgd(network, 0.1, 0.9, 0.0)
+    state = copy.deepcopy(optimizer.state_dict())
+    buffer = torch.randn(3)
+    state["state"][1]["momentum_buffer"] = buffer.double()
+    state["param_groups"][0] = {"params": [0, 1, 2, 3], "momentum": float("nan")}
+    wrn.checkpoint.load_optimizer(optimizer, state, tmp_path / "x.pt")
+    assert optimizer.param_groups[0]["momentum"] == 0.9
+    loaded = optimizer.state[network[0].bias]["momentum_buffer"]
+    assert loaded.dtype == torch.float32 and torch.equal(loaded, buffer)
+    assert "cast" in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""Training in processes of its own: killed, signalled, several of them under torchrun."""
+"""imagenet/train.py in separate processes: killed, signalled, and under torchrun."""
 
 import json
 import os
@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from training import assert_same_run, command_line, records, write_data
+from training import assert_same_run, command_line, log_records, write_data
 
 TESTS = Path(__file__).parent
-BEGIN = f"""
+SETUP = f"""
 import os, sys
 sys.path[:0] = [{str(TESTS.parent / "imagenet")!r}, {str(TESTS)!r}]
 import torch
@@ -22,16 +22,16 @@ torch.set_num_threads(1)
 from training import TinyNetwork
 """
 
-# train.py on the tiny network, for torchrun; argv: its command line.
-TRAIN = """
+# train.py on TinyNetwork, for torchrun. Arguments: those of train.py.
+TRAIN_SCRIPT = """
 import train
 train.build = TinyNetwork
 sys.exit(train.main(sys.argv[1:]))
 """
 
-# Gradients of a batch of 5 images and of one of 2, as the sampler divides them, in forked
-# processes; argv: folder of the results. Micro-batches are tried with two processes.
-GRADIENTS = """
+# Gradients of a batch of 5 and of a batch of 2 images in one, two and three processes; two use
+# micro-batches. Arguments: output folder and three free ports.
+GRADIENTS_SCRIPT = """
 from common.distributed import distributed_context, rank
 from engine import Trainer
 from synergy import SynergyLoss
@@ -56,22 +56,22 @@ def compute(path, parts):
         if rank() == 0:
             torch.save({"gradients": gradients, "sums": sums}, path)
 
-children = []
-for world, parts, port in ((1, 1, sys.argv[2]), (2, 2, sys.argv[3]), (3, 1, sys.argv[4])):
-    os.environ.update(WORLD_SIZE=str(world), MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
-    for rank_ in range(world):
+pids = []
+for world_size, parts, port in ((1, 1, sys.argv[2]), (2, 2, sys.argv[3]), (3, 1, sys.argv[4])):
+    os.environ.update(WORLD_SIZE=str(world_size), MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
+    for rank_ in range(world_size):
         os.environ["RANK"] = str(rank_)
-        child = os.fork()
-        if not child:
-            compute(f"{sys.argv[1]}/{world}.pt", parts)
+        pid = os.fork()
+        if not pid:
+            compute(f"{sys.argv[1]}/{world_size}.pt", parts)
             os._exit(0)
-        children.append(child)
-sys.exit(any([os.waitpid(child, 0)[1] for child in children]))
+        pids.append(pid)
+sys.exit(any([os.waitpid(pid, 0)[1] for pid in pids]))
 """
 
 
 def free_ports(count: int) -> list[str]:
-    """Ports of this machine on which nothing listens."""
+    """Return free ports of this machine."""
     listeners = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
     ports = [str(listener.getsockname()[1]) for listener in listeners]
     for listener in listeners:
@@ -84,8 +84,8 @@ def data(tmp_path_factory):
     return write_data(tmp_path_factory.mktemp("images"))
 
 
-class Runs:
-    """Processes that forked_runs.py starts."""
+class RunServer:
+    """Start processes through forked_runs.py, which saves importing torch in each."""
 
     def __init__(self, folder: Path):
         self._folder = folder
@@ -96,18 +96,18 @@ class Runs:
             text=True,
         )
 
-    def _ask(self, *request) -> int:
+    def _request(self, *request) -> int:
         print(json.dumps(request), file=self._server.stdin, flush=True)
         return int(self._server.stdout.readline())
 
     def start(self, argv: list[str], **variables: str) -> int:
-        """Start train.py; returns the process's id."""
-        return self._ask("start", argv, str(self._folder / "output"), variables)
+        """Start train.py; return its process ID."""
+        return self._request("start", argv, str(self._folder / "output"), variables)
 
-    def ended(self, child: int, status: int = 0) -> str:
-        """What was printed last, once the process has ended with that status."""
-        found, output = self._ask("wait", child), (self._folder / "output").read_text()
-        assert found == status, output
+    def wait(self, pid: int, status: int = 0) -> str:
+        """Wait for the process, which must exit with `status`; return the latest output."""
+        actual, output = self._request("wait", pid), (self._folder / "output").read_text()
+        assert actual == status, output
         return output
 
     def close(self) -> None:
@@ -117,48 +117,47 @@ class Runs:
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    runs = Runs(tmp_path_factory.mktemp("runs"))
+    runs = RunServer(tmp_path_factory.mktemp("runs"))
     yield runs
     runs.close()
 
 
 def wait_for_epochs(save: Path, count: int) -> None:
-    """Wait until the log has so many epochs."""
+    """Wait until `count` epochs are logged."""
     log = save / "log.jsonl"
     for _ in range(2400):
         if log.exists() and log.read_bytes().count(b"\n") >= count:
             return
         time.sleep(0.025)
-    pytest.fail(f"no epoch {count} in {log}")
+    pytest.fail(f"timeout waiting for epoch {count} in {log}")
 
 
-def children(process: int) -> list[int]:
-    """The processes that a process has started."""
-    return [
-        int(word) for word in Path(f"/proc/{process}/task/{process}/children").read_text().split()
-    ]
+def child_processes(process: int) -> list[int]:
+    """Return the IDs of the child processes of a process."""
+    path = Path(f"/proc/{process}/task/{process}/children")
+    return [int(word) for word in path.read_text().split()]
 
 
-def test_killed_and_signalled_it_ends_as_if_never_stopped(runs, data, tmp_path):
+def test_a_killed_and_signalled_run_ends_as_an_uninterrupted_one(runs, data, tmp_path):
     save, endless = tmp_path / "run", ("--epochs", "100000", "--checkpoint-minutes", "0")
     argv = command_line(data, save, *endless, "--ema", "0.9", "-j", "1", "--resume", "auto")
     run = runs.start(argv)
     wait_for_epochs(save, 2)
     os.kill(run, signal.SIGKILL)
-    runs.ended(run, -signal.SIGKILL)
-    run = runs.start(argv)  # though the killed run's worker may still be there
-    wait_for_epochs(save, len(records(save)) + 2)
-    for process in (*children(run), run):  # as a scheduler does
+    runs.wait(run, -signal.SIGKILL)
+    run = runs.start(argv)  # although a worker of the killed run may still exist
+    wait_for_epochs(save, len(log_records(save)) + 2)
+    for process in (*child_processes(run), run):  # as schedulers do
         os.kill(process, signal.SIGTERM)
-    output = runs.ended(run, 143)
+    output = runs.wait(run, 143)
     assert "--resume auto" in output and "stopped by SIGTERM" in output
-    epochs = ("--epochs", str(len(records(save)) + 2))
-    runs.ended(runs.start([*argv, *epochs]))
-    runs.ended(runs.start(command_line(data, tmp_path / "whole", "--ema", "0.9", *epochs)))
+    epochs = ("--epochs", str(len(log_records(save)) + 2))
+    runs.wait(runs.start([*argv, *epochs]))
+    runs.wait(runs.start(command_line(data, tmp_path / "whole", "--ema", "0.9", *epochs)))
     assert_same_run(save, tmp_path / "whole")
 
 
-def test_a_signal_to_one_process_stops_all_of_them(runs, data, tmp_path):
+def test_a_signal_to_one_process_stops_all_processes(runs, data, tmp_path):
     argv = command_line(data, tmp_path, "--epochs", "100000", "--ema", "0.9")
     (port,) = free_ports(1)
     variables = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
@@ -166,17 +165,17 @@ def test_a_signal_to_one_process_stops_all_of_them(runs, data, tmp_path):
     wait_for_epochs(tmp_path, 1)
     os.kill(pair[1], signal.SIGTERM)
     for process in pair:
-        runs.ended(process, 143)
+        runs.wait(process, 143)
     saved = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
     assert saved["processes"] == 2 and saved["step"] >= 4
-    # One process goes on from there, and says so.
+    # A single process can resume the run.
     argv += ["--resume", "auto", "--epochs", str(saved["epoch"] + 1)]
-    assert "saved by 2 processes" in runs.ended(runs.start(argv))
+    assert "saved by 2 processes" in runs.wait(runs.start(argv))
 
 
-def test_a_killed_worker_of_torchrun_is_restarted(runs, data, tmp_path):
+def test_torchrun_restarts_a_killed_run_without_changing_the_result(runs, data, tmp_path):
     script = tmp_path / "train.py"
-    script.write_text(BEGIN + TRAIN)
+    script.write_text(SETUP + TRAIN_SCRIPT)
     argv = command_line(data, tmp_path / "run", "--epochs", "30", "--ema", "0.9")
     argv += ["--checkpoint-minutes", "0", "--resume", "auto"]
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
@@ -185,7 +184,7 @@ def test_a_killed_worker_of_torchrun_is_restarted(runs, data, tmp_path):
         torchrun = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
     try:
         wait_for_epochs(tmp_path / "run", 1)
-        os.kill(children(torchrun.pid)[1], signal.SIGKILL)
+        os.kill(child_processes(torchrun.pid)[1], signal.SIGKILL)
         assert torchrun.wait(120) == 0, (tmp_path / "output").read_text()
     finally:
         torchrun.terminate()
@@ -194,19 +193,19 @@ def test_a_killed_worker_of_torchrun_is_restarted(runs, data, tmp_path):
     variables = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     argv = command_line(data, tmp_path / "whole", "--epochs", "30", "--ema", "0.9")
     for process in [runs.start(argv, RANK=str(rank), **variables) for rank in range(2)]:
-        runs.ended(process)
+        runs.wait(process)
     assert_same_run(tmp_path / "run", tmp_path / "whole")
 
 
-def test_several_processes_have_the_gradients_of_one(tmp_path):
-    """Batches of 5 and 2 images: of three processes, one has none of the second batch."""
+def test_gradients_do_not_depend_on_the_number_of_processes(tmp_path):
+    """With three processes, one has no image of the second batch."""
     script = tmp_path / "gradients.py"
-    script.write_text(BEGIN + GRADIENTS)
+    script.write_text(SETUP + GRADIENTS_SCRIPT)
     subprocess.run([sys.executable, script, tmp_path, *free_ports(3)], check=True, timeout=120)
-    one, *several = [torch.load(tmp_path / f"{world}.pt") for world in (1, 2, 3)]
+    single, *several = [torch.load(tmp_path / f"{world_size}.pt") for world_size in (1, 2, 3)]
     for other in several:
-        for own_batch, batch in zip(other["gradients"], one["gradients"], strict=True):
-            for own, expected in zip(own_batch, batch, strict=True):
-                torch.testing.assert_close(own, expected, rtol=1e-5, atol=1e-6)
-        for name, value in one["sums"].items():
+        for actual, expected in zip(other["gradients"], single["gradients"], strict=True):
+            for a, b in zip(actual, expected, strict=True):
+                torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+        for name, value in single["sums"].items():
             torch.testing.assert_close(other["sums"][name], value, rtol=1e-5, atol=1e-6)

@@ -1,11 +1,10 @@
-"""The wide residual network: sizes, shapes, branches, initial values."""
+"""The wide residual network: cost, shapes, branches and initialization."""
 
 import pytest
 import torch
 
 
-def test_cost_of_the_papers_network(wrn):
-    """Parameters and multiply-adds of WRN-28-10 for 100 classes, with and without branches."""
+def test_cost_of_wrn_28_10(wrn):
     for branches, parameters, multiply_adds in (
         (False, 36_536_884, 5_243_386_368),
         (True, 164_146_364, 14_733_191_168),
@@ -18,54 +17,54 @@ def test_cost_of_the_papers_network(wrn):
 
 
 @pytest.mark.parametrize("size", [8, 32, 37])
-def test_forward_is_a_tuple_the_backbone_first(wrn, size):
+def test_forward_returns_a_tuple_with_the_backbone_first(wrn, size):
     images = torch.randn(2, 3, size, size)
     model = wrn.wide_resnet.WideResNet(10, 1, 7).eval()
     plain = wrn.wide_resnet.WideResNet(10, 1, 7, branches=False).eval()
-    plain.load_state_dict(model.backbone_state())
+    plain.load_state_dict(model.backbone_state_dict())
     with torch.no_grad():
         logits = model(images)
         assert [tuple(each.shape) for each in logits] == [(2, 7)] * 3
-        (alone,) = plain(images)
-    assert torch.equal(alone, logits[0])
+        (backbone_logits,) = plain(images)
+    assert torch.equal(backbone_logits, logits[0])
 
 
-def test_branch_stages(wrn):
-    """WRN-28-2: blocks and channels of each branch as released; at depth 10, one block, ours."""
-    table = wrn.wide_resnet.branch_table
-    assert table(28, 2) == ((0, ((64, 4), (128, 2))), (1, ((256, 4),)))
-    assert table(10, 1) == ((0, ((32, 1), (64, 1))), (1, ((128, 1),)))
+def test_branches_have_the_released_stages(wrn):
+    """At depth 10, where the released code fails, each stage has one block."""
+    specs = wrn.wide_resnet.branch_specs
+    assert specs(28, 2) == ((0, ((64, 4), (128, 2))), (1, ((256, 4),)))
+    assert specs(10, 1) == ((0, ((32, 1), (64, 1))), (1, ((128, 1),)))
     model = wrn.wide_resnet.WideResNet(28, 2, 5)
-    for row, branch in zip(table(28, 2), model.branches, strict=True):
+    for spec, branch in zip(specs(28, 2), model.branches, strict=True):
         built = [(stage[-1].conv1.out_channels, len(stage)) for stage in branch.stages]
-        assert tuple(built) == row.stages
+        assert tuple(built) == spec.stages
 
 
-def test_fractional_width_rounds_down(wrn):
+def test_fractional_width_is_rounded_down(wrn):
     assert wrn.wide_resnet.group_channels(0.55) == (8, 17, 35)
-    assert wrn.wide_resnet.branch_table(10, 0.55)[1].stages == ((70, 1),)
+    assert wrn.wide_resnet.branch_specs(10, 0.55)[1].stages == ((70, 1),)
     assert len(wrn.wide_resnet.WideResNet(10, 0.55, 3)(torch.randn(2, 3, 8, 8))) == 3
 
 
 @pytest.mark.parametrize(("depth", "width"), [(9, 1), (4, 1), (27, 1), (16, 0.05), (16, 0)])
-def test_impossible_sizes(wrn, depth, width):
+def test_invalid_depth_and_width_are_errors(wrn, depth, width):
     with pytest.raises(ValueError, match="expected"):
         wrn.wide_resnet.WideResNet(depth, width, 10)
 
 
-def test_same_seed_same_backbone_with_and_without_branches(wrn):
+def test_seed_gives_the_same_backbone_with_and_without_branches(wrn):
     torch.manual_seed(3)
     model = wrn.wide_resnet.WideResNet(10, 1, 10)
     torch.manual_seed(3)
     plain = wrn.wide_resnet.WideResNet(10, 1, 10, branches=False)
-    ours, theirs = model.backbone_state(), plain.state_dict()
-    assert ours.keys() == theirs.keys()
-    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    backbone, expected = model.backbone_state_dict(), plain.state_dict()
+    assert backbone.keys() == expected.keys()
+    assert all(torch.equal(backbone[name], expected[name]) for name in expected)
 
 
 @torch.no_grad()
-def test_initial_values(wrn):
-    """Kaiming normal, gain sqrt(2), fan-in; BN uniform in [0, 1); biases 0."""
+def test_initialization(wrn):
+    """Kaiming normal with fan-in and gain sqrt(2); batch norm uniform in [0, 1); biases 0."""
     torch.manual_seed(0)
     model = wrn.wide_resnet.WideResNet(16, 4, 100)
     conv = model.branches[1].stages[0][0].conv1.weight
@@ -81,18 +80,18 @@ def test_initial_values(wrn):
     assert all(m.bias is None for m in model.modules() if isinstance(m, torch.nn.Conv2d))
 
 
-def test_shortcut_takes_the_first_activation(wrn):
-    """Where channels change, a negative input beyond the BN-ReLU reaches nothing."""
+def test_shortcut_convolves_the_first_activation(wrn):
+    """Negative inputs, which the first ReLU removes, must have no effect if channels change."""
     block = wrn.wide_resnet.Block(2, 4, 2, 0.0).eval()
     torch.nn.init.ones_(block.bn0.weight)
     images = -torch.rand(1, 2, 4, 4) - 0.1
     assert block(images).abs().max() == 0
-    same = wrn.wide_resnet.Block(2, 2, 1, 0.0).eval()
-    torch.nn.init.ones_(same.bn0.weight)
-    assert torch.equal(same(images), images)
+    identity = wrn.wide_resnet.Block(2, 2, 1, 0.0).eval()
+    torch.nn.init.ones_(identity.bn0.weight)
+    assert torch.equal(identity(images), images)
 
 
-def test_dropout_sits_in_every_block(wrn):
+def test_every_block_has_dropout(wrn):
     model = wrn.wide_resnet.WideResNet(10, 1, 10, dropout=0.3)
     dropouts = [m for m in model.modules() if isinstance(m, torch.nn.Dropout)]
     blocks = [m for m in model.modules() if isinstance(m, wrn.wide_resnet.Block)]

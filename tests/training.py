@@ -1,17 +1,19 @@
-"""A small training run that the tests of `imagenet/train.py` share."""
+"""A small training run shared by the tests of `imagenet/train.py`."""
 
 import json
+import sys
 from pathlib import Path
 
+import pytest
 import torch
 from synthetic import write_folders
 from torch import Tensor, nn
 
-STEPS = 4  # an epoch of `write_data` in batches of 4, the last of which has 1 image
+STEPS = 4  # per epoch of `write_data` in batches of 4, the last of which has one image
 
 
 class TinyNetwork(nn.Module):
-    """Stands for a ResNet with branches where only the training around it matters."""
+    """A replacement for a ResNet with branches in tests that need only the training code."""
 
     def __init__(self, arch: str, branches: bool = True, num_classes: int = 1000):
         super().__init__()
@@ -25,35 +27,54 @@ class TinyNetwork(nn.Module):
 
 
 def write_data(root: Path) -> Path:
-    """13 images of 3 classes to train on, 5 to validate with."""
+    """Write 13 training and 5 validation images of 3 classes; return `root`."""
     write_folders(root, {"cat": 5, "dog": 4, "eel": 4}, "train")
     return write_folders(root, {"cat": 2, "dog": 2, "eel": 1}, "val")
 
 
 def command_line(data: Path, save: Path, *more: str) -> list[str]:
-    """A run of 2 epochs on the CPU with no process besides it; later flags replace these."""
+    """Return the arguments of a run of 2 epochs on the CPU; `more` overrides them."""
     flags = "-a resnet18 --image-size 40 -b 4 --epochs 2 --lr 0.02 -j 0 --device cpu"
     return [str(data), "--save", str(save), *flags.split(), *more]
 
 
-def records(save: Path) -> list[dict]:
-    """The log without what the clock decides."""
+def run_train(imagenet, argv: list[str]) -> int:
+    """Run train.py on `TinyNetwork` in this process; return its exit status."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(imagenet.train, "build", TinyNetwork)
+        # Exceptions from DataLoader workers are unpickled by the name of their module.
+        for name in ("common", "common.command_line"):
+            patch.setitem(sys.modules, name, imagenet.imported[name])
+        return imagenet.train.main(argv)
+
+
+def error_of(main, capsys, argv: list[str]) -> str:
+    """Run a command line that must fail with a one-line error; return that line."""
+    capsys.readouterr()
+    assert main(argv) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and error.startswith("error: ")
+    return error
+
+
+def log_records(save: Path) -> list[dict]:
+    """Read the log of a run, without times."""
     lines = [json.loads(line) for line in (save / "log.jsonl").read_text().splitlines()]
     return [{key: value for key, value in line.items() if key != "times"} for line in lines]
 
 
-def checkpoint(save: Path) -> dict:
+def load_checkpoint(save: Path) -> dict:
     return torch.load(save / "checkpoint.pt", weights_only=True)
 
 
 def assert_same_run(save: Path, reference: Path) -> None:
-    """Two runs have the same log, weights, averages and momentum, to the last bit."""
-    assert records(save) == records(reference)
-    own, other = checkpoint(save), checkpoint(reference)
+    """Assert that two runs have the same log, weights, averages and momentum, bit for bit."""
+    assert log_records(save) == log_records(reference)
+    actual, expected = load_checkpoint(save), load_checkpoint(reference)
     for part in ("model", "ema"):
-        assert own[part].keys() == other[part].keys()
-        for name, value in own[part].items():
-            assert torch.equal(value, other[part][name]), name
-    own, other = own["optimizer"]["state"], other["optimizer"]["state"]
-    for index, buffers in own.items():
-        assert torch.equal(buffers["momentum_buffer"], other[index]["momentum_buffer"])
+        assert actual[part].keys() == expected[part].keys()
+        for name, value in actual[part].items():
+            assert torch.equal(value, expected[part][name]), name
+    states = expected["optimizer"]["state"]
+    for index, state in actual["optimizer"]["state"].items():
+        assert torch.equal(state["momentum_buffer"], states[index]["momentum_buffer"])

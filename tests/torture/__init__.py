@@ -1,6 +1,6 @@
-"""Faults and bad input by the hundred, against both script folders: `make torture`.
+"""Fault injection in both script folders: `make torture`.
 
-Every attempt runs in a process forked from one that has imported everything and started no
-thread, in a temporary folder of its own, within a time limit. What it draws at random is a
-function of the seed, the fault and the attempt's number, so that each can be repeated alone.
+Every attempt runs in a process forked from one that has imported everything but started no
+threads, in its own temporary folder and with a time limit. Its random numbers are a function of
+the seed, the fault and the attempt's index, so that each attempt can be repeated alone.
 """

@@ -1,7 +1,7 @@
-"""The command line of the harness: `make torture`, `make torture N=0.1`.
+"""Inject faults and count how many are survived: `make torture`, `make torture N=0.1`.
 
-Prints a table in Markdown; every attempt that was not survived is shown, with the command that
-repeats it, and makes the exit status 1.
+Prints a Markdown table. For every attempt that was not survived, it prints what went wrong and the
+command that repeats the attempt; the exit status is then 1.
 """
 
 import argparse
@@ -17,23 +17,23 @@ from torture import (
     flags,
     folders,
     full_disk,
+    images,
     interrupted,
     long_run,
-    pictures,
     processes,
 )
 from torture.attempts import Fault
-from torture.harness import Outcome, outcomes, refuse_threads
+from torture.harness import Outcome, require_single_thread, run_attempts
 from torture.scripts import import_all
 
-NOWHERE = "http://127.0.0.1:9"
-PROXIES = {"HTTP_PROXY": NOWHERE, "HTTPS_PROXY": NOWHERE, "NO_PROXY": "127.0.0.1"}
+UNREACHABLE = "http://127.0.0.1:9"
+PROXIES = {"HTTP_PROXY": UNREACHABLE, "HTTPS_PROXY": UNREACHABLE, "NO_PROXY": "127.0.0.1"}
 FAMILIES = (
     interrupted,
     processes,
     full_disk,
     damaged,
-    pictures,
+    images,
     folders,
     flags,
     downloads,
@@ -43,55 +43,60 @@ FAULTS = [fault for family in FAMILIES for fault in family.FAULTS]
 
 
 def main() -> int:
-    arguments = parse()
+    options = parse()
     import_all()
-    refuse_threads()
-    start, lost = time.monotonic(), 0
-    # Whatever asks for another machine is told that there is none.
+    require_single_thread()
+    start, failures = time.monotonic(), 0
+    # No attempt may reach another machine.
     for name, value in PROXIES.items():
         os.environ[name] = os.environ[name.lower()] = value
-    print("| fault | times | survived | survived means |\n|---|---|---|---|", flush=True)
-    with tempfile.TemporaryDirectory(prefix="torture-", ignore_cleanup_errors=True) as place:
-        os.environ.update(TORCH_HOME=place, TMPDIR=place, TORCHINDUCTOR_CACHE_DIR=place)
-        tempfile.tempdir = place
+    print("| fault | attempts | survived | expected |\n|---|---|---|---|", flush=True)
+    with tempfile.TemporaryDirectory(prefix="torture-", ignore_cleanup_errors=True) as folder:
+        os.environ.update(TORCH_HOME=folder, TMPDIR=folder, TORCHINDUCTOR_CACHE_DIR=folder)
+        tempfile.tempdir = folder
         for fault in FAULTS:
-            if arguments.only in ("", fault.key):
-                lost += torture(fault, arguments, Path(place))
-    print(f"\nseed {arguments.seed}, {time.monotonic() - start:.0f} s, {lost} not survived")
-    return 1 if lost else 0
+            if options.only in ("", fault.key):
+                failures += torture(fault, options, Path(folder))
+    seconds = time.monotonic() - start
+    print(f"\nseed {options.seed}, {seconds:.0f} s, {failures} not survived")
+    return 1 if failures else 0
 
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="torture", description=__doc__.splitlines()[0])
-    parser.add_argument("-n", type=float, default=1.0, help="share of the attempts to make")
-    parser.add_argument("--seed", type=int, default=1, help="of all that is drawn at random")
-    parser.add_argument("--jobs", type=int, default=2, help="attempts at a time")
-    parser.add_argument("--only", default="", choices=["", *(f.key for f in FAULTS)], help="fault")
-    parser.add_argument("--attempt", type=int, help="the only attempt to make, by its number")
+    parser.add_argument("-n", type=float, default=1.0, help="fraction of the attempts to make")
+    parser.add_argument("--seed", type=int, default=1, help="random seed")
+    parser.add_argument("--jobs", type=int, default=2, help="number of parallel attempts")
+    parser.add_argument(
+        "--only", default="", choices=["", *(f.key for f in FAULTS)], help="run only this fault"
+    )
+    parser.add_argument("--attempt", type=int, help="run only the attempt with this index")
     return parser.parse_args()
 
 
-def torture(fault: Fault, arguments: argparse.Namespace, place: Path) -> int:
-    """Do a row of the table; returns how many attempts were not survived."""
-    times = max(1, round(fault.times * arguments.n))
-    indices = range(times) if arguments.attempt is None else [arguments.attempt]
-    start, tried, lost = time.monotonic(), 0, 0
-    for outcome in outcomes(fault, indices, arguments.seed, place, arguments.jobs):
-        tried += 1
-        if outcome.why:
-            lost += 1
-            report(outcome, arguments.seed)
+def torture(fault: Fault, options: argparse.Namespace, folder: Path) -> int:
+    """Print a row of the table; return how many attempts were not survived."""
+    count = max(1, round(fault.attempts * options.n))
+    indices = range(count) if options.attempt is None else [options.attempt]
+    start, done, failures = time.monotonic(), 0, 0
+    for outcome in run_attempts(fault, indices, options.seed, folder, options.jobs):
+        done += 1
+        if outcome.failure:
+            failures += 1
+            report(outcome, options.seed)
         if sys.stderr.isatty():
-            print(f"\r{fault.key} {tried}/{len(indices)}\033[K", end="\r", file=sys.stderr)
-    print(f"| {fault.name} | {tried} | {tried - lost} | {fault.means} |", flush=True)
+            print(f"\r{fault.key} {done}/{len(indices)}\033[K", end="\r", file=sys.stderr)
+    print(f"| {fault.name} | {done} | {done - failures} | {fault.expected} |", flush=True)
     print(f"{fault.key}: {time.monotonic() - start:.0f} s", file=sys.stderr)
-    return lost
+    return failures
 
 
 def report(outcome: Outcome, seed: int) -> None:
-    again = f"python -m torture --seed {seed} --only {outcome.fault.key} --attempt {outcome.index}"
+    """Print why an attempt was not survived, and how to repeat it."""
+    command = f"python -m torture --seed {seed} --only {outcome.fault.key}"
     print(
-        f"NOT SURVIVED: {outcome.why}\n  again: cd tests && OMP_NUM_THREADS=1 {again}",
+        f"NOT SURVIVED: {outcome.failure}\n  repeat with: cd tests && OMP_NUM_THREADS=1 {command} "
+        f"--attempt {outcome.index}",
         file=sys.stderr,
         flush=True,
     )

@@ -1,55 +1,55 @@
-"""A fault, one attempt at surviving it, and what counts as survived."""
+"""Faults, attempts to survive them, and checks of the outcome."""
 
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from torture.children import Child, Ended
+from torture.children import Child, ProcessResult
 from torture.scripts import Script
 
 
-class Lost(Exception):
-    """The attempt was not survived; says what was seen."""
+class NotSurvived(Exception):
+    """An attempt did not end as expected; the message says what happened."""
 
 
 class Attempt:
-    """One try of a fault.
+    """One attempt to survive a fault.
 
     Args:
-        folder: its own, empty.
-        shared: what the fault's preparation made, for reading.
-        index: number of the attempt, from 0.
-        draws: random numbers of its own.
+        folder: of this attempt, initially empty.
+        shared: what the fault's `prepare` wrote; read-only.
+        index: of the attempt, from 0.
+        rng: of this attempt.
     """
 
-    def __init__(self, folder: Path, shared: Path, index: int, draws: random.Random):
+    def __init__(self, folder: Path, shared: Path, index: int, rng: random.Random):
         self.folder = folder
         self.shared = shared
         self.index = index
-        self.draws = draws
+        self.rng = rng
         self._runs = 0
 
     def start(
-        self, script: Script, words: Sequence[str], before: Callable[[], None] | None = None
+        self, script: Script, argv: Sequence[str], before: Callable[[], None] | None = None
     ) -> Child:
-        """Start a command line; `before` is called in its process first."""
+        """Start a script in a forked process, which calls `before` first."""
         self._runs += 1
         return Child(
-            " ".join([str(script), *map(repr, words)]),
-            lambda: script.main(words, before),
+            " ".join([str(script), *map(repr, argv)]),
+            lambda: script.main(argv, before),
             self.folder / f"output-{self._runs}",
         )
 
     def run(
         self,
         script: Script,
-        words: Sequence[str],
+        argv: Sequence[str],
         before: Callable[[], None] | None = None,
         limit_s: float = 60,
-    ) -> Ended:
-        """Run a command line to its end."""
-        return self.start(script, words, before).wait(limit_s)
+    ) -> ProcessResult:
+        """Start a script and wait until it ends."""
+        return self.start(script, argv, before).wait(limit_s)
 
 
 @dataclass(frozen=True)
@@ -58,49 +58,49 @@ class Fault:
 
     Args:
         key: short name, for `--only`.
-        name: what happens.
-        times: attempts at N = 1.
-        means: what has to be seen for an attempt to count as survived.
-        attempt: does one, and raises `Lost`.
-        prepare: makes what all attempts share, once.
-        limit_s: seconds after which an attempt is ended, and not survived.
+        name: description of the fault.
+        attempts: number of attempts at N = 1.
+        expected: description of the outcome that counts as survived.
+        attempt: runs one attempt; raises `NotSurvived`.
+        prepare: writes what all attempts share, once.
+        limit_s: time limit of an attempt in seconds.
     """
 
     key: str
     name: str
-    times: int
-    means: str
+    attempts: int
+    expected: str
     attempt: Callable[[Attempt], None]
     prepare: Callable[[Attempt], None] | None = None
     limit_s: float = 180
 
 
-def expect(condition: object, what: str, seen: object = "") -> None:
-    """Raise `Lost` unless the condition holds."""
+def expect(condition: object, message: str, found: object = "") -> None:
+    """Raise `NotSurvived` unless the condition holds."""
     if not condition:
-        raise Lost(f"{what}: {seen}" if seen else what)
+        raise NotSurvived(f"{message}: {found}" if found else message)
 
 
-def expect_done(ended: Ended) -> None:
-    """The run ended well and had nothing to complain of."""
-    expect(ended.status == 0, "expected status 0", ended)
-    expect(not ended.errors, "expected nothing on standard error", ended)
+def expect_success(result: ProcessResult) -> None:
+    """Expect exit status 0 and no error messages."""
+    expect(result.status == 0, "expected status 0", result)
+    expect(not result.errors, "expected nothing on standard error", result)
 
 
-def expect_refused(ended: Ended, *mentions: str) -> None:
-    """The run was refused in one line, in which these words stand."""
-    expect(ended.status == 2, "expected status 2", ended)
-    one_line = len(ended.errors) == 1 and ended.errors[0].startswith("error: ")
-    expect(one_line, "expected one line on standard error", ended)
-    expect("Traceback" not in ended.out, "a traceback on standard output", ended)
-    for words in mentions:
-        expect(words in ended.errors[0], f"expected {words!r} in the line", ended)
+def expect_user_error(result: ProcessResult, *mentions: str) -> None:
+    """Expect exit status 2 and a one-line error message that contains these texts."""
+    expect(result.status == 2, "expected status 2", result)
+    one_line = len(result.errors) == 1 and result.errors[0].startswith("error: ")
+    expect(one_line, "expected one line on standard error", result)
+    expect("Traceback" not in result.out, "a traceback on standard output", result)
+    for text in mentions:
+        expect(text in result.errors[0], f"expected {text!r} in the error message", result)
 
 
-def expect_done_or_refused(ended: Ended, *mentions: str) -> bool:
-    """Either of the two; returns whether it was done."""
-    if ended.status != 0:
-        expect_refused(ended, *mentions)
+def expect_success_or_user_error(result: ProcessResult, *mentions: str) -> bool:
+    """Expect either; return whether it was success."""
+    if result.status != 0:
+        expect_user_error(result, *mentions)
         return False
-    expect_done(ended)
+    expect_success(result)
     return True

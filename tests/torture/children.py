@@ -1,4 +1,4 @@
-"""Work done in a forked process: its status, what it printed, and no more time than its due."""
+"""Forked processes with captured output and a time limit."""
 
 import contextlib
 import os
@@ -12,83 +12,85 @@ from pathlib import Path
 from typing import NamedTuple
 
 POLL_S = 0.005
-# Progress bars, remarks of torch's compiler, and of its loader on more workers than cores.
-OTHERS = r"batch/s|^W\d{4} .* torch/|This DataLoader will create|check_worker_number_rationality"
+# Progress bars, and warnings of torch.compile and of DataLoader about the number of workers.
+HARMLESS = r"batch/s|^W\d{4} .* torch/|This DataLoader will create|check_worker_number_rationality"
 
 
-class Ended(NamedTuple):
-    """How a process ended."""
+class ProcessResult(NamedTuple):
+    """Exit status and output of a process."""
 
-    what: str  # its command line, for people
-    status: int | None  # -9 for SIGKILL; None: it took too long and was killed
+    command: str  # description for error messages
+    status: int | None  # -9 for SIGKILL; None if it was killed at the time limit
     out: str
     err: str
 
     @property
     def errors(self) -> list[str]:
-        """The lines on standard error, but for those that a good run may have there."""
+        """Lines on standard error, without those that a successful run may print."""
         lines = self.err.replace("\r", "\n").splitlines()
-        return [line for line in lines if line.strip() and not re.search(OTHERS, line)]
+        return [line for line in lines if line.strip() and not re.search(HARMLESS, line)]
 
     def __str__(self) -> str:
-        ended = "too slow" if self.status is None else f"status {self.status}"
+        ending = "time limit exceeded" if self.status is None else f"status {self.status}"
         last = self.errors[-3:] or ["nothing on standard error"]
-        return "\n    ".join([self.what, f"{ended}, and at the end:", *last])
+        return "\n    ".join([self.command, f"{ending}; last lines:", *last])
 
 
 class Child:
-    """A forked process that does `work`, which returns its exit status.
+    """A forked process that calls `work`, which returns the exit status.
 
     Args:
-        what: what to call it in front of people.
-        work: done with standard output and error in files of their own.
-        stem: path of these files, without `.out` and `.err`.
-        leads_group: whether it leads a process group, so that `end_group` ends all it starts.
+        command: description for error messages.
+        work: called with standard output and error redirected to files.
+        stem: path of these files without `.out` and `.err`.
+        leads_group: start a process group, so that `kill_group` ends all descendants.
     """
 
-    def __init__(self, what: str, work: Callable[[], int], stem: Path, leads_group: bool = False):
-        self._what = what
+    def __init__(
+        self, command: str, work: Callable[[], int], stem: Path, leads_group: bool = False
+    ):
+        self._command = command
         self._files = [Path(f"{stem}.out"), Path(f"{stem}.err")]
         for path in self._files:
-            path.touch()  # it may be gone before it makes them
+            path.touch()  # the process may be killed before it creates them
         sys.stdout.flush()
         sys.stderr.flush()
         self.pid = os.fork()
         if not self.pid:
-            _become(work, self._files, leads_group)
+            _run_and_exit(work, self._files, leads_group)
         self._status: int | None = None
 
     def send(self, signum: int) -> None:
-        """Send a signal, if it is still running."""
-        if not self.ended():
+        """Send a signal if the process is still running."""
+        if not self.has_ended():
             os.kill(self.pid, signum)
 
-    def ended(self) -> bool:
+    def has_ended(self) -> bool:
         if self._status is None:
             pid, status = os.waitpid(self.pid, os.WNOHANG)
             if pid:
                 self._status = os.waitstatus_to_exitcode(status)
         return self._status is not None
 
-    def wait(self, limit_s: float) -> Ended:
-        """Wait until it ends; after so many seconds, end it."""
+    def wait(self, limit_s: float) -> ProcessResult:
+        """Wait until the process ends; kill it after `limit_s` seconds."""
         deadline = time.monotonic() + limit_s
-        while not self.ended() and time.monotonic() < deadline:
+        while not self.has_ended() and time.monotonic() < deadline:
             time.sleep(POLL_S)
-        in_time = self.ended()
+        in_time = self.has_ended()
         self.send(signal.SIGKILL)
-        while not self.ended():
+        while not self.has_ended():
             time.sleep(POLL_S)
         out, err = (path.read_text(errors="replace") for path in self._files)
-        return Ended(self._what, self._status if in_time else None, out, err)
+        return ProcessResult(self._command, self._status if in_time else None, out, err)
 
-    def end_group(self) -> None:
-        """End whatever is left of the process group that it leads."""
+    def kill_group(self) -> None:
+        """Kill the process group that this process leads."""
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.pid, signal.SIGKILL)
 
 
-def _become(work: Callable[[], int], files: list[Path], leads_group: bool) -> None:
+def _run_and_exit(work: Callable[[], int], files: list[Path], leads_group: bool) -> None:
     status = 1
     try:
         if leads_group:
@@ -97,8 +99,8 @@ def _become(work: Callable[[], int], files: list[Path], leads_group: bool) -> No
         for descriptor, path in enumerate(files, 1):
             os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666), descriptor)
         status = work()
-    except SystemExit as stop:  # argparse's --help
-        status = stop.code or 0
+    except SystemExit as error:  # argparse's --help
+        status = error.code or 0
     except BaseException:
         traceback.print_exc()
     finally:

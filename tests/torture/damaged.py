@@ -1,4 +1,4 @@
-"""Checkpoints that are damaged, or something else, or would run code when they are loaded."""
+"""Damaged checkpoints, files of other kinds, and pickles that would run code."""
 
 import os
 import pickle
@@ -9,155 +9,157 @@ from pathlib import Path
 import safetensors.torch
 import torch
 
-from torture.attempts import Attempt, Fault, expect, expect_done, expect_refused
+from torture.attempts import Attempt, Fault, expect, expect_success, expect_user_error
 from torture.readers import READERS, Reader, prepare_readers
 
 HTML = b"<!DOCTYPE html><html><title>Quota exceeded</title><body>Try again later</body></html>"
 
 
 def damaged_file(attempt: Attempt) -> None:
-    """Read a file that was damaged."""
+    """Read a damaged checkpoint."""
     reader = READERS[attempt.index % len(READERS)]
-    kinds = [*BYTES, *CONTENTS]
-    kind = kinds[attempt.index // len(READERS) % len(kinds)]
-    path = attempt.folder / f"{kind.__name__}.pt"
-    whole = attempt.shared / f"{reader.name}.pt"
-    if kind in BYTES:
-        path.write_bytes(kind(whole.read_bytes(), attempt.draws))
-        expect_unused(reader, attempt, path, may_be_read=kind is flipped_bit)
+    damages = [*BYTE_DAMAGES, *CONTENT_DAMAGES]
+    damage = damages[attempt.index // len(READERS) % len(damages)]
+    path = attempt.folder / f"{damage.__name__}.pt"
+    intact = attempt.shared / f"{reader.name}.pt"
+    if damage in BYTE_DAMAGES:
+        path.write_bytes(damage(intact.read_bytes(), attempt.rng))
+        expect_not_used(reader, attempt, path, may_be_read=damage is flipped_bit)
         return
-    content = torch.load(whole, weights_only=True)
-    place = kind(content, attempt.draws)
-    print(kind.__name__, place)  # shown if it is not survived
+    content = torch.load(intact, weights_only=True)
+    location = damage(content, attempt.rng)
+    print(damage.__name__, location)  # printed if the attempt is not survived
     weights = content.get("state_dict")
-    tensors = isinstance(weights, dict) and all(map(torch.is_tensor, weights.values()))
-    if tensors and attempt.draws.random() < 0.5:
+    only_tensors = isinstance(weights, dict) and all(map(torch.is_tensor, weights.values()))
+    if only_tensors and attempt.rng.random() < 0.5:
         path = path.with_suffix(".safetensors")
         safetensors.torch.save_file(weights, path)
     else:
-        torch.save(content, path, _use_new_zipfile_serialization=attempt.draws.random() < 0.7)
-    if kind is other_width and not reader.unread(place):
-        ended = reader.read(attempt, path)
-        expect_done(ended)
-        expect(ended.out.count("cast to") == 1, f"expected a line about the cast of {place}", ended)
+        torch.save(content, path, _use_new_zipfile_serialization=attempt.rng.random() < 0.7)
+    if damage is other_width and not reader.ignores(location):
+        result = reader.read(attempt, path)
+        expect_success(result)
+        expect(
+            result.out.count("cast to") == 1, f"expected a note on the cast of {location}", result
+        )
     else:
-        expect_unused(reader, attempt, path, reader.unread(place), str(place))
+        expect_not_used(reader, attempt, path, reader.ignores(location), str(location))
 
 
-def expect_unused(
+def expect_not_used(
     reader: Reader, attempt: Attempt, path: Path, may_be_read: bool, what: str = ""
 ) -> None:
-    """The file is refused or, where that may be, read as if it were whole."""
-    ended = reader.read(attempt, path)
-    if ended.status or not may_be_read:
-        expect_refused(ended, str(path))
+    """Expect an error or, if `may_be_read`, the same result as with the intact file."""
+    result = reader.read(attempt, path)
+    if result.status or not may_be_read:
+        expect_user_error(result, str(path))
         return
-    expect_done(ended)
-    difference = reader.difference(attempt, ended)
-    expect(not difference, f"{what} silently used: it changed {difference}", ended)
+    expect_success(result)
+    difference = reader.difference(attempt, result)
+    expect(not difference, f"{what}: the damage was not noticed and changed {difference}", result)
 
 
-def truncated(whole: bytes, draws: random.Random) -> bytes:
-    return whole[: draws.randrange(len(whole))]
+def truncated(intact: bytes, rng: random.Random) -> bytes:
+    return intact[: rng.randrange(len(intact))]
 
 
-def flipped_bit(whole: bytes, draws: random.Random) -> bytes:
-    damaged = bytearray(whole)
-    damaged[draws.randrange(len(whole))] ^= 1 << draws.randrange(8)
+def flipped_bit(intact: bytes, rng: random.Random) -> bytes:
+    damaged = bytearray(intact)
+    damaged[rng.randrange(len(intact))] ^= 1 << rng.randrange(8)
     return bytes(damaged)
 
 
-def empty(whole: bytes, draws: random.Random) -> bytes:
+def empty(intact: bytes, rng: random.Random) -> bytes:
     return b""
 
 
-def text_file(whole: bytes, draws: random.Random) -> bytes:
-    return "".join(draws.choices("weights of an epoch\n", k=draws.randrange(1, 5000))).encode()
+def text_file(intact: bytes, rng: random.Random) -> bytes:
+    return "".join(rng.choices("weights of an epoch\n", k=rng.randrange(1, 5000))).encode()
 
 
-def web_page(whole: bytes, draws: random.Random) -> bytes:
-    return b"\n" * draws.randrange(3) + HTML
+def web_page(intact: bytes, rng: random.Random) -> bytes:
+    return b"\n" * rng.randrange(3) + HTML
 
 
-def places(content: dict | list, above: tuple = ()) -> Iterator[tuple[dict | list, tuple]]:
-    """Every entry of nested dicts and lists: what holds it, and the keys that lead there."""
+def entries(content: dict | list, above: tuple = ()) -> Iterator[tuple[dict | list, tuple]]:
+    """Yield the container and the location (the keys) of every entry of nested containers."""
     for key in content if isinstance(content, dict) else range(len(content)):
         yield content, (*above, key)
         if isinstance(content[key], dict | list):
-            yield from places(content[key], (*above, key))
+            yield from entries(content[key], (*above, key))
 
 
 def replace_tensor(
-    content: dict, draws: random.Random, replace: Callable[[torch.Tensor], torch.Tensor]
+    content: dict, rng: random.Random, replace: Callable[[torch.Tensor], torch.Tensor]
 ) -> tuple:
-    """Replace a tensor of floats; returns its place."""
-    found = [
-        (holder, place)
-        for holder, place in places(content)
-        if isinstance(holder[place[-1]], torch.Tensor) and holder[place[-1]].is_floating_point()
+    """Replace a floating-point tensor; return its location."""
+    tensors = [
+        (container, location)
+        for container, location in entries(content)
+        if isinstance(value := container[location[-1]], torch.Tensor) and value.is_floating_point()
     ]
-    holder, place = draws.choice(found)
-    holder[place[-1]] = replace(holder[place[-1]])
-    return place
+    container, location = rng.choice(tensors)
+    container[location[-1]] = replace(container[location[-1]])
+    return location
 
 
-def other_shape(content: dict, draws: random.Random) -> tuple:
-    return replace_tensor(content, draws, lambda value: torch.stack([value, value]))
+def other_shape(content: dict, rng: random.Random) -> tuple:
+    return replace_tensor(content, rng, lambda value: torch.stack([value, value]))
 
 
-def not_finite(content: dict, draws: random.Random) -> tuple:
+def not_finite(content: dict, rng: random.Random) -> tuple:
     def replace(value: torch.Tensor) -> torch.Tensor:
         value = value.contiguous()
-        value.view(-1)[draws.randrange(value.numel())] = float(draws.choice(["nan", "inf"]))
+        value.view(-1)[rng.randrange(value.numel())] = float(rng.choice(["nan", "inf"]))
         return value
 
-    return replace_tensor(content, draws, replace)
+    return replace_tensor(content, rng, replace)
 
 
-def integers(content: dict, draws: random.Random) -> tuple:
-    kind = draws.choice([torch.int64, torch.int32, torch.uint8, torch.bool])
-    return replace_tensor(content, draws, lambda value: value.to(kind))
+def integers(content: dict, rng: random.Random) -> tuple:
+    kind = rng.choice([torch.int64, torch.int32, torch.uint8, torch.bool])
+    return replace_tensor(content, rng, lambda value: value.to(kind))
 
 
-def other_width(content: dict, draws: random.Random) -> tuple:
-    # MetricSums over an epoch are float64 and as they should be.
+def other_width(content: dict, rng: random.Random) -> tuple:
+    # The sums over an epoch may be float64.
     sums = content.pop("sums", None)
-    kind = draws.choice([torch.float64, torch.float16, torch.bfloat16])
-    place = replace_tensor(content, draws, lambda value: value.to(kind))
+    kind = rng.choice([torch.float64, torch.float16, torch.bfloat16])
+    location = replace_tensor(content, rng, lambda value: value.to(kind))
     if sums is not None:
         content["sums"] = sums
-    return place
+    return location
 
 
-def missing_key(content: dict, draws: random.Random) -> tuple:
-    holder, place = draws.choice([found for found in places(content) if type(found[0]) is dict])
-    del holder[place[-1]]
-    return place
+def missing_key(content: dict, rng: random.Random) -> tuple:
+    container, location = rng.choice([each for each in entries(content) if type(each[0]) is dict])
+    del container[location[-1]]
+    return location
 
 
-def added_key(content: dict, draws: random.Random) -> tuple:
-    holder, place = draws.choice([found for found in places(content) if type(found[0]) is dict])
-    holder["surplus"] = torch.zeros(2)
-    return (*place[:-1], "surplus")
+def added_key(content: dict, rng: random.Random) -> tuple:
+    container, location = rng.choice([each for each in entries(content) if type(each[0]) is dict])
+    container["surplus"] = torch.zeros(2)
+    return (*location[:-1], "surplus")
 
 
-def other_kind(content: dict, draws: random.Random) -> tuple:
-    holder, place = draws.choice(list(places(content)))
-    values = [None, -5, "words", 0.125, [], {}, [1, "2"], {"3": 4}]
-    own = type(holder[place[-1]])
-    holder[place[-1]] = draws.choice([value for value in values if type(value) is not own])
-    return place
+def other_type(content: dict, rng: random.Random) -> tuple:
+    container, location = rng.choice(list(entries(content)))
+    values = [None, -5, "argv", 0.125, [], {}, [1, "2"], {"3": 4}]
+    current = type(container[location[-1]])
+    container[location[-1]] = rng.choice([value for value in values if type(value) is not current])
+    return location
 
 
-BYTES = (truncated, flipped_bit, empty, text_file, web_page)
-CONTENTS = (
+BYTE_DAMAGES = (truncated, flipped_bit, empty, text_file, web_page)
+CONTENT_DAMAGES = (
     *(other_shape, not_finite, integers, other_width, other_width),
-    *(missing_key, added_key, other_kind),
+    *(missing_key, added_key, other_type),
 )
 
 
-class Reduced:
-    """Pickles as a call of `function`."""
+class PickledCall:
+    """Pickled as a call of `function`."""
 
     def __init__(self, function: Callable, *arguments):
         self._call = (function, arguments)
@@ -167,46 +169,46 @@ class Reduced:
 
 
 def harmful_pickle(attempt: Attempt) -> None:
-    """Read a pickle that would make a file."""
-    made = attempt.folder / "made"
-    statement = f"open({str(made)!r}, 'w').close()"
-    harm = (
-        Reduced(os.system, f"touch {made}"),
-        Reduced(eval, statement),
-        Reduced(exec, statement),
-        Reduced(getattr, Reduced(__import__, "os"), "mkdir"),
-        Reduced(list, Reduced(map, os.mkdir, [str(made)])),
+    """Read a pickle that would create a file."""
+    created = attempt.folder / "created"
+    statement = f"open({str(created)!r}, 'w').close()"
+    code = (
+        PickledCall(os.system, f"touch {created}"),
+        PickledCall(eval, statement),
+        PickledCall(exec, statement),
+        PickledCall(getattr, PickledCall(__import__, "os"), "mkdir"),
+        PickledCall(list, PickledCall(map, os.mkdir, [str(created)])),
     )[attempt.index % 5]
     suffix = (".pt", ".pt7", ".pth", ".safetensors")[attempt.index % 4]
-    reader = attempt.draws.choice(READERS)
+    reader = attempt.rng.choice(READERS)
     content = torch.load(attempt.shared / f"{reader.name}.pt", weights_only=True)
-    content[attempt.draws.choice(list(content))] = harm
+    content[attempt.rng.choice(list(content))] = code
     path = attempt.folder / f"harmful{suffix}"
-    form = attempt.draws.randrange(3)
+    form = attempt.rng.randrange(3)
     if form == 2:
-        path.write_bytes(pickle.dumps(content if attempt.draws.random() < 0.5 else harm))
+        path.write_bytes(pickle.dumps(content if attempt.rng.random() < 0.5 else code))
     else:
         torch.save(content, path, _use_new_zipfile_serialization=bool(form))
-    expect_unused(reader, attempt, path, may_be_read=False)
-    expect(not made.exists(), "the code in it ran", path)
+    expect_not_used(reader, attempt, path, may_be_read=False)
+    expect(not created.exists(), "the code in the file was run", path)
 
 
 FAULTS = [
     Fault(
         "damaged",
-        "a damaged checkpoint: truncated, a bit flipped, a tensor of another shape or type, keys "
-        "missing or added, NaN or infinity inside, empty, a text file, a web page",
+        "damaged checkpoint: truncated, flipped bit, tensor of another shape or type, missing or "
+        "extra keys, NaN or infinity, empty file, text file, web page",
         300,
-        "refused in one line with its path (or the damage is in what is not read, and the result "
-        "the whole file's); floats of another width are cast, which a line says",
+        "one-line error with the path, or the same result if the damaged part is not used; floats "
+        "of another width are cast and a note is printed",
         damaged_file,
         prepare_readers,
     ),
     Fault(
         "pickle",
-        "a pickle that would run code, as .pt, .pt7, .pth, .safetensors",
+        "pickle that would run code, as .pt, .pt7, .pth or .safetensors",
         20,
-        "refused in one line, and nothing ran",
+        "one-line error; the code does not run",
         harmful_pickle,
         prepare_readers,
     ),

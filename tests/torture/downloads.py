@@ -1,4 +1,4 @@
-"""The download of released weights from a server that is slow, wrong, or not there."""
+"""Download of the released weights from a faulty server."""
 
 import contextlib
 import functools
@@ -9,18 +9,18 @@ from pathlib import Path
 import torch
 import torchvision
 
-from torture.attempts import Attempt, Fault, expect, expect_done_or_refused
+from torture.attempts import Attempt, Fault, expect, expect_success_or_user_error
 from torture.children import POLL_S, Child
 from torture.scripts import EVALUATION, IMAGENET
 
-# What the server does under each name, and whether the weights should then be in the cache.
+# Faults that the server simulates, and whether the download should succeed.
 KINDS = {
     "good": True,
     "slow": True,
     "silent": False,
     "cut": False,
     "short": False,
-    "long": True,  # than it says: what comes after its end is not read
+    "long": True,  # more than the announced length, which is ignored
     "page": False,
     "empty": False,
     "other": False,
@@ -32,7 +32,7 @@ KINDS = {
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
-    """Answers with `good`, or not quite."""
+    """Serve `good`, or simulate the fault in the path."""
 
     good = b""
     other = b""
@@ -47,7 +47,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if name == "missing":
             self.send_error(404)
             return
-        with contextlib.suppress(OSError):  # the client gives up
+        with contextlib.suppress(OSError):  # the client disconnects
             self.answer(name)
 
     def answer(self, name: str) -> None:
@@ -71,7 +71,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             return
         self.wfile.write(content + b"and more" * (name == "long"))
 
-    def log_message(self, *arguments) -> None:
+    def log_message(self, *argv) -> None:
         pass
 
 
@@ -83,44 +83,49 @@ def prepare(attempt: Attempt) -> None:
 
 
 def download(attempt: Attempt) -> None:
-    """`--download-only` from that server."""
+    """Run `--download-only` with that server."""
     kind = list(KINDS)[attempt.index % len(KINDS)]
     Handler.good, Handler.other = ((attempt.shared / n).read_bytes() for n in ("good", "other"))
     hub = attempt.folder / "hub"
     if kind == "no-cache":
         hub.touch()
     with http.server.HTTPServer(("127.0.0.1", 0), Handler) as server:
-        address = f"http://127.0.0.1:{server.server_port}/{kind}"
+        url = f"http://127.0.0.1:{server.server_port}/{kind}"
         serving = Child("server", server.serve_forever, attempt.folder / "server")
     if kind == "no-server":
         serving.wait(0)
 
     def before() -> None:
         torch.hub.set_dir(str(hub))
-        fetch = IMAGENET.download.fetch
-        IMAGENET.main.fetch = functools.partial(fetch, address=address, timeout_s=1)
+        IMAGENET.main.download_released_weights = functools.partial(
+            IMAGENET.download.download_released_weights, url=url, timeout_s=1
+        )
 
-    ended = attempt.run(EVALUATION, ["-a", "resnet18", "--download-only"], before)
+    result = attempt.run(EVALUATION, ["-a", "resnet18", "--download-only"], before)
     serving.wait(POLL_S)
-    expect_done_or_refused(ended)
-    expect_cache(attempt, hub, ended.status == 0)
-    expect((ended.status == 0) == KINDS[kind], f"{kind}: expected otherwise", ended)
+    expect_success_or_user_error(result)
+    expect_cache(attempt, hub, result.status == 0)
+    expect(
+        (result.status == 0) == KINDS[kind],
+        f"{kind}: expected {'success' if KINDS[kind] else 'an error'}",
+        result,
+    )
 
 
 def expect_cache(attempt: Attempt, hub: Path, filled: bool) -> None:
-    """The cache holds the whole file and nothing else; or nothing at all."""
-    found = list((hub / "checkpoints").iterdir()) if hub.is_dir() else []
-    whole = [path.read_bytes() == Handler.good for path in found]
-    expect(whole == [True] * filled, "in the cache", found)
+    """Expect only the complete file in the cache, or nothing."""
+    files = list((hub / "checkpoints").iterdir()) if hub.is_dir() else []
+    complete = [path.read_bytes() == Handler.good for path in files]
+    expect(complete == [True] * filled, "unexpected files in the cache", files)
 
 
 FAULTS = [
     Fault(
         "download",
-        "the download of weights: slow, silent, cut off, a web page, of the wrong size, of "
-        "another network, a loop of redirects, no server, a cache that can't be written",
+        "download of weights: slow, silent or missing server, truncated file, wrong size, web "
+        "page, another network, redirect loop, unwritable cache",
         20,
-        "one line, and nothing in the cache but a whole file",
+        "success or one-line error; only a complete file in the cache",
         download,
         prepare,
     ),

@@ -1,4 +1,4 @@
-"""Data folders that are not as they should be, or larger or deeper than most."""
+"""Malformed, large and deeply nested data folders."""
 
 import os
 import re
@@ -7,39 +7,39 @@ from pathlib import Path
 import training
 from synthetic import write_image
 
-from torture.attempts import Attempt, Fault, expect, expect_done, expect_refused
-from torture.children import Ended
+from torture.attempts import Attempt, Fault, expect, expect_success, expect_user_error
+from torture.children import ProcessResult
 from torture.readers import NETWORK, prepare_readers
 from torture.runs import use_small_network
 from torture.scripts import CIFAR, EVALUATION, TRAINING
 
-MANY = 50_000
+IMAGES = 50_000  # of ImageNet's validation set
 
 
-def train(attempt: Attempt, root: Path, script=CIFAR) -> Ended:
-    """Train an epoch on a folder, whose test images the CIFAR side finds in val/ too."""
+def train(attempt: Attempt, root: Path, script=CIFAR) -> ProcessResult:
+    """Train one epoch on a folder. wrn_DKS/main.py accepts val/ for its test images."""
     save = attempt.folder / f"run-{script.module}"
     if script == TRAINING:
-        words = training.command_line(root, save, "--epochs", "1")
-        return attempt.run(script, words, use_small_network)
-    words = "--dataset folder --image-size 8 --depth 10 --width 0.25 --epochs 1 --dataroot".split()
-    return attempt.run(script, [*words, str(root), "--save", str(save)])
+        argv = training.command_line(root, save, "--epochs", "1")
+        return attempt.run(script, argv, use_small_network)
+    argv = "--dataset folder --image-size 8 --depth 10 --width 0.25 --epochs 1 --dataroot".split()
+    return attempt.run(script, [*argv, str(root), "--save", str(save)])
 
 
-def evaluate(attempt: Attempt, root: Path, *more: str) -> Ended:
+def evaluate(attempt: Attempt, root: Path, *more: str) -> ProcessResult:
     weights = attempt.shared / "evaluation.pt"
-    words = f"-a {NETWORK} --image-size 32 -j 0 --device cpu --model_path {weights} {root}".split()
-    return attempt.run(EVALUATION, [*words, *more], limit_s=150)
+    argv = f"-a {NETWORK} --image-size 32 -j 0 --device cpu --model_path {weights} {root}".split()
+    return attempt.run(EVALUATION, [*argv, *more], limit_s=150)
 
 
 def empty_class(attempt: Attempt, root: Path) -> None:
-    split = attempt.draws.choice(["train", "val"])
+    split = attempt.rng.choice(["train", "val"])
     (root / split / "ant").mkdir()
     (root / split / "ant" / "notes.txt").touch()
     for script in (CIFAR, TRAINING):
-        expect_refused(train(attempt, root, script), "ant", "no image in this class")
+        expect_user_error(train(attempt, root, script), "ant", "no image in this class")
     if split == "val":
-        expect_refused(evaluate(attempt, root), "ant")
+        expect_user_error(evaluate(attempt, root), "ant")
 
 
 def one_class(attempt: Attempt, root: Path) -> None:
@@ -47,61 +47,61 @@ def one_class(attempt: Attempt, root: Path) -> None:
         for name in ("cat", "dog"):
             (root / split / name).rename(attempt.folder / f"{split}-{name}")
     for script in (CIFAR, TRAINING):
-        expect_refused(train(attempt, root, script), "eel", "class")
+        expect_user_error(train(attempt, root, script), "eel", "class")
 
 
 def only_in_test(attempt: Attempt, root: Path) -> None:
     write_image(root / "val" / "fox" / "fox.png")
     for script in (CIFAR, TRAINING):
-        expect_refused(train(attempt, root, script), "fox", "class")
-    expect_refused(evaluate(attempt, root), "fox")
+        expect_user_error(train(attempt, root, script), "fox", "class")
+    expect_user_error(evaluate(attempt, root), "fox")
 
 
 def only_in_training(attempt: Attempt, root: Path) -> None:
     write_image(root / "train" / "fox" / "fox.png")
-    expect_done(train(attempt, root))
-    ended = train(attempt, root, TRAINING)
-    expect_counts(ended, 14, 5)
+    expect_success(train(attempt, root))
+    result = train(attempt, root, TRAINING)
+    expect_counts(result, 14, 5)
 
 
 def nested(attempt: Attempt, root: Path) -> None:
-    deep = root / "val" / "eel" / "/".join("abcdefgh"[: attempt.draws.randint(1, 8)])
+    deep = root / "val" / "eel" / "/".join("abcdefgh"[: attempt.rng.randint(1, 8)])
     write_image(deep / "eel.png")
     (deep / "back").symlink_to(root / "val" / "eel")
-    ended = evaluate(attempt, root)
-    expect_done(ended)
-    expect(re.search("^6 images in", ended.out, re.MULTILINE), "expected 6 images", ended)
-    ended = train(attempt, root, TRAINING)
-    expect_counts(ended, 13, 6)
+    result = evaluate(attempt, root)
+    expect_success(result)
+    expect(re.search("^6 images in", result.out, re.MULTILINE), "expected 6 images", result)
+    result = train(attempt, root, TRAINING)
+    expect_counts(result, 13, 6)
 
 
-def expect_counts(ended: Ended, images: int, validation: int) -> None:
-    expect_done(ended)
-    found = re.search(r"(\d+) images of .* to train on, (\d+) to validate", ended.out)
-    counted = found and (int(found[1]), int(found[2]))
-    expect(counted == (images, validation), f"expected {images} and {validation}", ended)
+def expect_counts(result: ProcessResult, images: int, validation: int) -> None:
+    expect_success(result)
+    match = re.search(r"(\d+) training images of .* (\d+) validation images", result.out)
+    counts = match and (int(match[1]), int(match[2]))
+    expect(counts == (images, validation), f"expected {images} and {validation} images", result)
 
 
 def flat(attempt: Attempt, root: Path) -> None:
-    """50,000 names in val/ itself, as the official archive unpacks."""
-    val, stored = attempt.folder / "flat" / "val", []
+    """50,000 images in val/ itself, as in the official archive."""
+    val, files = attempt.folder / "flat" / "val", []
     val.mkdir(parents=True)
-    for number in range(MANY):
-        if number % 10_000 == 0:  # file systems limit the names of one file
-            stored.append(write_image(attempt.folder / f"{number}.png", number, size=(8, 8)))
-        os.link(stored[-1], val / f"ILSVRC2012_val_{number + 1:08}.png")
-    expect_refused(evaluate(attempt, val.parent), f"{MANY} images", "--val-labels")
+    for number in range(IMAGES):
+        if number % 10_000 == 0:  # file systems limit the number of hard links
+            files.append(write_image(attempt.folder / f"{number}.png", number, size=(8, 8)))
+        os.link(files[-1], val / f"ILSVRC2012_val_{number + 1:08}.png")
+    expect_user_error(evaluate(attempt, val.parent), f"{IMAGES} images", "--val-labels")
     labels = attempt.folder / "labels.txt"
-    lines = [f"ILSVRC2012_val_{number + 1:08}.png n01440764" for number in range(MANY - 3)]
+    lines = [f"ILSVRC2012_val_{number + 1:08}.png n01440764" for number in range(IMAGES - 3)]
     labels.write_text("\n".join(lines))
-    expect_refused(evaluate(attempt, val.parent, "--val-labels", str(labels)), "for 3 image")
+    expect_user_error(evaluate(attempt, val.parent, "--val-labels", str(labels)), "for 3 image")
 
 
 KINDS = (empty_class, one_class, only_in_test, only_in_training, nested, flat)
 
 
 def odd_folder(attempt: Attempt) -> None:
-    """Train on it and evaluate it."""
+    """Train on a folder, or evaluate on it."""
     root = training.write_data(attempt.folder / "data")
     KINDS[attempt.index % len(KINDS)](attempt, root)
 
@@ -109,10 +109,10 @@ def odd_folder(attempt: Attempt) -> None:
 FAULTS = [
     Fault(
         "folders",
-        "data folders: an empty class, one class, classes in one part only, nested with a loop, "
-        "50,000 names in val/ itself",
+        "data folders: empty class, only one class, classes missing in train/ or val/, nested "
+        "folders with a link loop, 50,000 images in val/ itself",
         20,
-        "a run that counts them right, or one line",
+        "a run with the right number of images, or a one-line error",
         odd_folder,
         prepare_readers,
     ),

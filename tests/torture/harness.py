@@ -1,4 +1,4 @@
-"""Runs the attempts of every fault, some at a time, and counts."""
+"""Run the attempts of a fault, several in parallel."""
 
 import dataclasses
 import os
@@ -6,24 +6,24 @@ import random
 import shutil
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from torture.attempts import Attempt, Fault, Lost
+from torture.attempts import Attempt, Fault, NotSurvived
 from torture.children import POLL_S, Child
 
 
 class Outcome(NamedTuple):
-    """What came of one attempt."""
+    """Outcome of an attempt."""
 
     fault: Fault
     index: int
-    why: str  # it was not survived; empty if it was
+    failure: str  # what went wrong; empty if the attempt was survived
 
 
 @dataclasses.dataclass
-class Running:
+class RunningAttempt:
     """An attempt in progress."""
 
     fault: Fault
@@ -32,78 +32,87 @@ class Running:
     folder: Path
     start: float = dataclasses.field(default_factory=time.monotonic)
 
-    def over(self) -> bool:
-        return self.child.ended() or time.monotonic() - self.start > self.fault.limit_s
+    def has_finished(self) -> bool:
+        """Whether the attempt has ended or exceeded its time limit."""
+        return self.child.has_ended() or time.monotonic() - self.start > self.fault.limit_s
 
-    def outcome(self) -> Outcome:
-        """End it, if it has not ended, and clear its folder away."""
-        ended = self.child.wait(0)
-        self.child.end_group()
-        why = ""
-        if ended.status is None:
-            why = f"took longer than {self.fault.limit_s:.0f} s"
-        elif ended.status:
-            why = (ended.out + ended.err).strip() or f"status {ended.status}"
+    def finish(self) -> Outcome:
+        """Kill what is still running and remove the attempt's folder."""
+        result = self.child.wait(0)
+        self.child.kill_group()
+        failure = ""
+        if result.status is None:
+            failure = f"took longer than {self.fault.limit_s:.0f} s"
+        elif result.status:
+            failure = (result.out + result.err).strip() or f"status {result.status}"
         shutil.rmtree(self.folder, ignore_errors=True)
-        return Outcome(self.fault, self.index, why)
+        return Outcome(self.fault, self.index, failure)
 
 
-def launch(fault: Fault, index: int, seed: int, shared: Path, folder: Path, work) -> Running:
-    """Start `work` on an attempt, in a process of its own."""
+def launch(
+    fault: Fault,
+    index: int,
+    seed: int,
+    shared: Path,
+    folder: Path,
+    work: Callable[[Attempt], None],
+) -> RunningAttempt:
+    """Call `work` with an attempt in a new process."""
     folder.mkdir()
-    draws = random.Random(f"{seed} {fault.key} {index}")
-    attempt = Attempt(folder, shared, index, draws)
+    rng = random.Random(f"{seed} {fault.key} {index}")
+    attempt = Attempt(folder, shared, index, rng)
 
-    def guarded() -> int:
+    def exit_status() -> int:
         try:
             work(attempt)
-        except Lost as lost:
-            print(lost, file=sys.stderr)
+        except NotSurvived as failure:
+            print(failure, file=sys.stderr)
             return 1
         return 0
 
-    child = Child(f"{fault.key} {index}", guarded, folder / "verdict", leads_group=True)
-    return Running(fault, index, child, folder)
+    child = Child(f"{fault.key} {index}", exit_status, folder / "outcome", leads_group=True)
+    return RunningAttempt(fault, index, child, folder)
 
 
-def outcomes(
-    fault: Fault, indices: Iterable[int], seed: int, place: Path, at_a_time: int
-) -> Iterable[Outcome]:
-    """Do attempts of a fault, so many at a time."""
-    shared = place / f"{fault.key}-shared"
+def run_attempts(
+    fault: Fault, indices: Iterable[int], seed: int, folder: Path, jobs: int
+) -> Iterator[Outcome]:
+    """Run attempts of a fault, `jobs` in parallel; yield their outcomes as they end."""
+    shared = folder / f"{fault.key}-shared"
     shared.mkdir()
-    running: list[Running] = []
+    running: list[RunningAttempt] = []
     try:
         if fault.prepare:
-            running = [launch(fault, -1, seed, shared, place / f"{fault.key}-made", fault.prepare)]
-            prepared = finish_one(running)
-            if prepared.why:
-                yield prepared._replace(why=f"preparation: {prepared.why}")
+            own = folder / f"{fault.key}-prepare"
+            running = [launch(fault, -1, seed, shared, own, fault.prepare)]
+            outcome = next_outcome(running)
+            if outcome.failure:
+                yield outcome._replace(failure=f"preparation: {outcome.failure}")
                 return
         for index in indices:
-            if len(running) >= at_a_time:
-                yield finish_one(running)
-            folder = place / f"{fault.key}-{index}"
-            running.append(launch(fault, index, seed, shared, folder, fault.attempt))
+            if len(running) >= jobs:
+                yield next_outcome(running)
+            own = folder / f"{fault.key}-{index}"
+            running.append(launch(fault, index, seed, shared, own, fault.attempt))
         while running:
-            yield finish_one(running)
+            yield next_outcome(running)
     finally:
-        for each in running:
-            each.child.end_group()
+        for attempt in running:
+            attempt.child.kill_group()
         shutil.rmtree(shared, ignore_errors=True)
 
 
-def finish_one(running: list[Running]) -> Outcome:
-    """Wait until one of them is over, and take it out."""
+def next_outcome(running: list[RunningAttempt]) -> Outcome:
+    """Wait until one of the attempts has finished and remove it from the list."""
     while True:
-        for each in running:
-            if each.over():
-                running.remove(each)
-                return each.outcome()
+        for attempt in running:
+            if attempt.has_finished():
+                running.remove(attempt)
+                return attempt.finish()
         time.sleep(POLL_S)
 
 
-def refuse_threads() -> None:
-    """A fork takes one thread along; what the others held would stay locked for ever."""
+def require_single_thread() -> None:
+    """Exit if this process has threads: a fork would copy their locks but not the threads."""
     if Path("/proc/self/task").is_dir() and len(os.listdir("/proc/self/task")) > 1:
         sys.exit("torture: this process has started threads; set OMP_NUM_THREADS=1")

@@ -1,4 +1,4 @@
-"""Runs that are killed or told to stop, at random moments and while they save."""
+"""Runs that are killed or stopped at random moments and while saving."""
 
 import os
 import signal
@@ -9,36 +9,48 @@ from pathlib import Path
 from unittest import mock
 
 from torture.attempts import Attempt, Fault, expect
-from torture.children import POLL_S, Child, Ended
-from torture.runs import CIFAR_RUN, TRAINING_RUN, SmallRun, finish, load, prepare, seconds
+from torture.children import POLL_S, Child, ProcessResult
+from torture.runs import (
+    CIFAR_RUN,
+    TRAINING_RUN,
+    SmallRun,
+    duration_s,
+    load,
+    prepare,
+    resume_and_compare,
+)
 
-MOMENTS = ("written", "before renaming", "after renaming")
+MOMENTS = ("while writing", "before renaming", "after renaming")
 
 
 def killed(run: SmallRun, attempt: Attempt) -> None:
-    """Killed once or more, then resumed."""
+    """Kill a run once or several times, then resume it."""
     save = attempt.folder / "run"
     while True:
-        ended = interrupt(run, attempt, save, signal.SIGKILL)
-        expect(ended.status in (0, -signal.SIGKILL), "expected to be killed", ended)
-        if ended.status == 0 or attempt.draws.random() < 0.6:
+        result = interrupt(run, attempt, save, signal.SIGKILL)
+        expect(result.status in (0, -signal.SIGKILL), "expected to be killed", result)
+        if result.status == 0 or attempt.rng.random() < 0.6:
             break
-    finish(run, attempt, save)
+    resume_and_compare(run, attempt, save)
 
 
 def stopped(attempt: Attempt) -> None:
-    """Told to stop, then resumed."""
+    """Send a run SIGINT or SIGTERM, then resume it."""
     run = (CIFAR_RUN, TRAINING_RUN)[attempt.index % 2]
-    attempt.shared /= run.script.module  # where each has its reference
+    attempt.shared /= run.script.module
     save = attempt.folder / "run"
-    signum = attempt.draws.choice((signal.SIGINT, signal.SIGTERM))
-    ended = interrupt(run, attempt, save, signum)
-    if ended.status:  # else it came when all was done
-        expect(ended.status == 128 + signum, f"expected status {128 + signum}", ended)
-        expect(ended.errors == [f"stopped by {signum.name}"], "expected one line", ended)
+    signum = attempt.rng.choice((signal.SIGINT, signal.SIGTERM))
+    result = interrupt(run, attempt, save, signum)
+    if result.status:  # otherwise the run had already finished
+        expect(result.status == 128 + signum, f"expected status {128 + signum}", result)
+        expect(
+            result.errors == [f"stopped by {signum.name}"],
+            "expected one line on standard error",
+            result,
+        )
     if (save / "checkpoint.pt").exists():
         load(save / "checkpoint.pt")
-    finish(run, attempt, save)
+    resume_and_compare(run, attempt, save)
 
 
 def prepare_both(attempt: Attempt) -> None:
@@ -49,40 +61,40 @@ def prepare_both(attempt: Attempt) -> None:
         prepare(run, attempt)
 
 
-def interrupt(run: SmallRun, attempt: Attempt, save: Path, signum: signal.Signals) -> Ended:
-    """Start or go on with a run and send it a signal: a third of them while it saves."""
-    in_save = attempt.draws.random() < 1 / 3
-    share = attempt.draws.random()
+def interrupt(run: SmallRun, attempt: Attempt, save: Path, signum: signal.Signals) -> ProcessResult:
+    """Start or resume a run and send it a signal, in a third of the cases while it saves."""
+    in_save = attempt.rng.random() < 1 / 3
+    fraction = attempt.rng.random()
     size = (attempt.shared / "reference" / "checkpoint.pt").stat().st_size
 
     def before():
         run.before()
         if in_save:
-            signal_in_save(run, signum, number, moment, round(share * size))
+            signal_in_save(run, signum, number, moment, round(fraction * size))
 
-    number = attempt.draws.randint(1, run.saves)
-    moment = attempt.draws.choice(MOMENTS)
-    child = attempt.start(run.script, run.words(attempt, save), before)
+    number = attempt.rng.randint(1, run.saves)
+    moment = attempt.rng.choice(MOMENTS)
+    child = attempt.start(run.script, run.argv(attempt, save), before)
     if not in_save:
-        send_at(child, save, signum, share * seconds(attempt))
+        send_at(child, save, signum, fraction * duration_s(attempt))
     return child.wait(60)
 
 
 def send_at(child: Child, save: Path, signum: int, delay_s: float) -> None:
-    """Send the signal so long after the run has taken its folder: it handles signals then."""
-    while not (save / "lock").exists() and not child.ended():
+    """Send a signal `delay_s` after the run has locked its folder and handles signals."""
+    while not (save / "lock").exists() and not child.has_ended():
         time.sleep(POLL_S)
     time.sleep(delay_s)
     child.send(signum)
 
 
 def signal_in_save(run: SmallRun, signum: int, number: int, moment: str, byte: int) -> None:
-    """Make this process send itself a signal in the save of that number."""
+    """Make this process send itself a signal during save number `number`."""
     checkpoint = run.script.folder.checkpoint
-    whole, saves = checkpoint.write_atomically, iter(range(1, number + 1))
+    original, saves = checkpoint.write_atomically, iter(range(1, number + 1))
     send, rename = partial(os.kill, os.getpid(), signum), os.replace
 
-    def renaming(source, target):
+    def send_and_rename(source, target):
         if moment == "before renaming":
             send()
         rename(source, target)
@@ -91,17 +103,17 @@ def signal_in_save(run: SmallRun, signum: int, number: int, moment: str, byte: i
 
     def write_atomically(path: Path, write: Callable) -> None:
         if next(saves, None) != number:
-            return whole(path, write)
-        if moment == "written":
-            return whole(path, lambda file: write(Watched(file, byte, send)))
-        with mock.patch.object(os, "replace", renaming):
-            return whole(path, write)
+            return original(path, write)
+        if moment == "while writing":
+            return original(path, lambda file: write(TriggeringFile(file, byte, send)))
+        with mock.patch.object(os, "replace", send_and_rename):
+            return original(path, write)
 
     checkpoint.write_atomically = write_atomically
 
 
-class Watched:
-    """A file that calls `action` once so many bytes are written."""
+class TriggeringFile:
+    """A file that calls `action` after `count` bytes have been written."""
 
     def __init__(self, file, count: int, action: Callable[[], None]):
         self._file = file
@@ -125,11 +137,11 @@ class Watched:
         return getattr(self._file, name)
 
 
-SAME = "weights, momentum and log (times apart) are those of a run never stopped, to the last bit"
+SAME = "weights, momentum and log (except times) equal an uninterrupted run's, bit for bit"
 FAULTS = [
     Fault(
         "kill-cifar",
-        "SIGKILL of a run of wrn_DKS/main.py, a third of them while it saves; `--resume auto`",
+        "SIGKILL of wrn_DKS/main.py, in a third of the cases while it saves; `--resume auto`",
         60,
         SAME,
         partial(killed, CIFAR_RUN),
@@ -137,7 +149,7 @@ FAULTS = [
     ),
     Fault(
         "kill-imagenet",
-        "SIGKILL of a run of imagenet/train.py, within epochs too; `--resume auto`",
+        "SIGKILL of imagenet/train.py, within epochs too; `--resume auto`",
         30,
         SAME,
         partial(killed, TRAINING_RUN),
@@ -145,9 +157,9 @@ FAULTS = [
     ),
     Fault(
         "stop",
-        "SIGTERM or SIGINT, a third of them while it saves; `--resume auto`",
+        "SIGTERM or SIGINT, in a third of the cases while the run saves; `--resume auto`",
         20,
-        f"status 143 or 130, the checkpoint whole; {SAME}",
+        f"exit status 143 or 130, intact checkpoint; {SAME}",
         stopped,
         prepare_both,
     ),

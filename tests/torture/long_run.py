@@ -1,4 +1,4 @@
-"""Memory and open files of a run of a thousand small epochs."""
+"""Memory and open files of a run of 1,000 small epochs."""
 
 import os
 import re
@@ -9,19 +9,19 @@ from typing import NamedTuple
 
 import training
 
-from torture.attempts import Attempt, Fault, expect, expect_done
+from torture.attempts import Attempt, Fault, expect, expect_success
 from torture.runs import use_small_network
 from torture.scripts import CIFAR, TRAINING
 
 EPOCHS = 1000
-SETTLED = 50  # epochs after which nothing may grow
-# The allocator's own rise was 0.1 to 0.3 MB. A leak of 1.1 kB an epoch, less than the record of
-# an epoch in the log and far less than a batch, would come to as much as this.
+SETTLED = 50  # epochs after which memory and open files must not grow
+# The allocator alone grew by 0.1 to 0.3 MB. A leak of 1.1 kB per epoch, which is less than a log
+# record and far less than a batch, would exceed this.
 TOLERANCE_KB = 1024
 
 
 class Sample(NamedTuple):
-    """What a process held after some epochs."""
+    """Resources that a process holds after an epoch."""
 
     epoch: int
     resident_kb: int
@@ -29,31 +29,31 @@ class Sample(NamedTuple):
 
 
 def long_run(attempt: Attempt) -> None:
-    """Train a thousand epochs on some images, and look at the process now and then."""
+    """Train 1,000 epochs on a few images; sample the resources of the process meanwhile."""
     root = training.write_data(attempt.folder / "data")
     save = attempt.folder / "run"
     if attempt.index % 2:
-        words = training.command_line(root, save, "--epochs", str(EPOCHS), "--ema", "0.9")
-        child = attempt.start(TRAINING, words, use_small_network)
+        argv = training.command_line(root, save, "--epochs", str(EPOCHS), "--ema", "0.9")
+        child = attempt.start(TRAINING, argv, use_small_network)
     else:
-        words = f"--dataset folder --image-size 8 --depth 10 --width 0.0625 --epochs {EPOCHS}"
-        words += f" --epoch_step [{EPOCHS // 2}] --lr 0.001 --dataroot {root} --save {save}"
-        child = attempt.start(CIFAR, words.split())
+        argv = f"--dataset folder --image-size 8 --depth 10 --width 0.0625 --epochs {EPOCHS}"
+        argv += f" --epoch_step [{EPOCHS // 2}] --lr 0.001 --dataroot {root} --save {save}"
+        child = attempt.start(CIFAR, argv.split())
     samples = []
-    while not child.ended():
-        samples += look(child.pid, save)
+    while not child.has_ended():
+        samples += sample(child.pid, save)
         time.sleep(0.2)
-    expect_done(child.wait(1))
-    settled = [sample for sample in samples if sample.epoch >= SETTLED]
+    expect_success(child.wait(1))
+    settled = [each for each in samples if each.epoch >= SETTLED]
     expect(len(settled) >= 20, "too few samples", len(settled))
-    growth = rise([sample.resident_kb for sample in settled])
-    expect(growth < TOLERANCE_KB, "resident memory grew", f"{growth:.0f} kB")
-    files = rise([sample.open_files for sample in settled])
+    memory = growth([each.resident_kb for each in settled])
+    expect(memory < TOLERANCE_KB, "resident memory grew", f"{memory:.0f} kB")
+    files = growth([each.open_files for each in settled])
     expect(files < 1, "open files grew", files)
 
 
-def look(pid: int, save: Path) -> list[Sample]:
-    """A sample of a process, unless it has just ended or has no log yet."""
+def sample(pid: int, save: Path) -> list[Sample]:
+    """Return a sample of a process; empty if it has ended or has no log yet."""
     try:
         epoch = next(path for path in save.glob("log.*")).read_text().count("\n")
         status = Path(f"/proc/{pid}/status").read_text()
@@ -63,8 +63,8 @@ def look(pid: int, save: Path) -> list[Sample]:
         return []
 
 
-def rise(values: list[int]) -> float:
-    """From the median of the first fifth to that of the last."""
+def growth(values: list[int]) -> float:
+    """Return the median of the last fifth of the values minus that of the first."""
     fifth = len(values) // 5
     return statistics.median(values[-fifth:]) - statistics.median(values[:fifth])
 
@@ -72,9 +72,9 @@ def rise(values: list[int]) -> float:
 FAULTS = [
     Fault(
         "long-run",
-        "a run of 1,000 small epochs, of each training script",
+        "run of 1,000 small epochs of each training script",
         2,
-        "resident memory (within 1 MiB) and open files flat after the first 50 epochs",
+        "resident memory (within 1 MiB) and open files constant after the first 50 epochs",
         long_run,
         limit_s=600,
     ),

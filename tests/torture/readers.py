@@ -1,4 +1,4 @@
-"""Every way in which a checkpoint is read, and whether a damaged one was used."""
+"""The command lines that read a checkpoint, and whether a damaged one changed their result."""
 
 import hashlib
 import shutil
@@ -9,17 +9,18 @@ from typing import NamedTuple
 import torch
 import torchvision
 import training
+from evaluation import NETWORK as NETWORK_FLAGS
 
-from torture.attempts import Attempt, expect_done
-from torture.children import Ended
-from torture.runs import cifar_words, first_difference, load, use_small_network
+from torture.attempts import Attempt, expect_success
+from torture.children import ProcessResult
+from torture.runs import cifar_argv, first_difference, load, use_small_network
 from torture.scripts import CIFAR, EVALUATION, TRAINING, Script
 
-NETWORK = "shufflenet_v2_x0_5"  # the smallest that torchvision has
+NETWORK = NETWORK_FLAGS[1]
 
 
-def print_loaded(script: Script) -> None:
-    """Print a digest of each network once weights are loaded into it."""
+def print_digests(script: Script) -> None:
+    """Make `load_weights` print a digest of each network that it has loaded."""
     checkpoint = script.folder.checkpoint
     load_weights = checkpoint.load_weights
 
@@ -34,64 +35,64 @@ def print_loaded(script: Script) -> None:
 class Reader(NamedTuple):
     """A command line that reads a checkpoint.
 
-    `unread(place)` tells whether it has no use for what is at a place, such as
-    `("optimizer", "state", 3)`; whatever is there may be damaged without being noticed.
+    `ignores(location)` tells whether it does not use the value at a location in the checkpoint,
+    such as `("optimizer", "state", 3)`. Damage to such a value may go unnoticed.
     """
 
     name: str
     script: Script
-    words: Callable[[Attempt, Path], list[str]]
-    unread: Callable[[Sequence], bool]
+    argv: Callable[[Attempt, Path], list[str]]
+    ignores: Callable[[Sequence], bool]
     resumes: bool = False
 
-    def read(self, attempt: Attempt, path: Path) -> Ended:
-        """Let it read the file."""
+    def read(self, attempt: Attempt, path: Path) -> ProcessResult:
+        """Read a checkpoint."""
 
         def before() -> None:
             if self.script == TRAINING:
                 use_small_network()
-            print_loaded(self.script)
+            print_digests(self.script)
 
-        return attempt.run(self.script, self.words(attempt, path), before)
+        return attempt.run(self.script, self.argv(attempt, path), before)
 
-    def difference(self, attempt: Attempt, ended: Ended) -> str:
-        """How the result differs from that of the whole file; empty if it does not."""
+    def difference(self, attempt: Attempt, result: ProcessResult) -> str:
+        """Return what differs from the result with the undamaged file; empty if nothing does."""
         if not self.resumes:
             expected = (attempt.shared / f"{self.name}.digest").read_text()
-            return "" if loaded(ended) == expected else "the weights"
-        own = load(attempt.folder / "run" / "checkpoint.pt")
-        other = load(attempt.shared / f"{self.name}.resumed")
-        own["options"] = other["options"] = None
-        return first_difference(own, other)
+            return "" if digests(result) == expected else "the weights"
+        actual = load(attempt.folder / "run" / "checkpoint.pt")
+        expected = load(attempt.shared / f"{self.name}.resumed")
+        actual["options"] = expected["options"] = None
+        return first_difference(actual, expected)
 
 
-def loaded(ended: Ended) -> str:
-    return " ".join(line for line in ended.out.splitlines() if line.startswith("loaded "))
+def digests(result: ProcessResult) -> str:
+    return " ".join(line for line in result.out.splitlines() if line.startswith("loaded "))
 
 
 def resume_cifar(attempt: Attempt, path: Path) -> list[str]:
-    return [*cifar_words(attempt, attempt.folder / "run"), "--resume", str(path)]
+    return [*cifar_argv(attempt, attempt.folder / "run"), "--resume", str(path)]
 
 
 def evaluate_cifar(attempt: Attempt, path: Path) -> list[str]:
-    return [*cifar_words(attempt, attempt.folder / "run"), "--evaluate", "--resume", str(path)]
+    return [*cifar_argv(attempt, attempt.folder / "run"), "--evaluate", "--resume", str(path)]
 
 
 def resume_training(attempt: Attempt, path: Path) -> list[str]:
-    words = ["--epochs", "3", "--ema", "0.9", "--resume", str(path)]
-    return training.command_line(attempt.shared / "images", attempt.folder / "run", *words)
+    flags = ["--epochs", "3", "--ema", "0.9", "--resume", str(path)]
+    return training.command_line(attempt.shared / "images", attempt.folder / "run", *flags)
 
 
 def predict(attempt: Attempt, path: Path) -> list[str]:
     image = attempt.shared / "images" / "val" / "cat" / "cat_0.png"
-    words = f"-a {NETWORK} --image-size 32 -j 0 --device cpu --predict {image}".split()
-    return [*words, "--model_path", str(path)]
+    argv = f"-a {NETWORK} --image-size 32 -j 0 --device cpu --predict {image}".split()
+    return [*argv, "--model_path", str(path)]
 
 
-def other_options(place: Sequence, free: Sequence[str]) -> bool:
-    """Options that a resumed run may change, and the optimizer's copy of options."""
-    own_group = tuple(place[:2]) == ("optimizer", "param_groups") and place[-1] != "params"
-    return own_group or (len(place) > 1 and place[0] == "options" and place[1] in free)
+def is_free_option(location: Sequence, free: Sequence[str]) -> bool:
+    """Whether a location is an option that may change, or the optimizer's copy of an option."""
+    in_group = tuple(location[:2]) == ("optimizer", "param_groups") and location[-1] != "params"
+    return in_group or (len(location) > 1 and location[0] == "options" and location[1] in free)
 
 
 READERS = (
@@ -99,56 +100,54 @@ READERS = (
         "resume-cifar",
         CIFAR,
         resume_cifar,
-        lambda place: other_options(place, CIFAR.folder.options.RESUME_MAY_CHANGE),
+        lambda location: is_free_option(location, CIFAR.folder.options.RESUME_MAY_CHANGE),
         resumes=True,
     ),
     Reader(
         "evaluate-cifar",
         CIFAR,
         evaluate_cifar,
-        lambda place: place[0] in CIFAR.folder.run_state.RUN_KEYS,
+        lambda location: location[0] in CIFAR.folder.run_state.RUN_KEYS,
     ),
     Reader(
         "resume-training",
         TRAINING,
         resume_training,
-        lambda place: other_options(
-            place, (*TRAINING.folder.train_options.RESUME_MAY_CHANGE, "epochs")
+        lambda location: is_free_option(
+            location, (*TRAINING.folder.train_options.RESUME_MAY_CHANGE, "epochs")
         ),
         resumes=True,
     ),
-    # Others' files hold anything around the weights; class names and the like may be missing.
+    # Files from elsewhere may have any keys beside the weights, and lack class names and so on.
     Reader(
         "evaluation",
         EVALUATION,
         predict,
-        lambda place: len(place) == 1 and place[0] != "state_dict",
+        lambda location: len(location) == 1 and location[0] != "state_dict",
     ),
 )
 
 
 def prepare_readers(attempt: Attempt) -> None:
-    """A whole checkpoint for every reader, and what it makes of it."""
+    """Write an undamaged checkpoint for each reader, and the result of reading it."""
     training.write_data(attempt.shared / "images")
-    words = {
-        CIFAR: [*cifar_words(attempt, attempt.folder / "cifar"), "--epochs", "3"],
-        TRAINING: training.command_line(
-            attempt.shared / "images", attempt.folder / "training", "--ema", "0.9"
-        ),
-    }
-    expect_done(attempt.run(CIFAR, words[CIFAR]))
-    expect_done(attempt.run(TRAINING, words[TRAINING], use_small_network))
+    cifar = [*cifar_argv(attempt, attempt.folder / "cifar"), "--epochs", "3"]
+    imagenet = training.command_line(
+        attempt.shared / "images", attempt.folder / "training", "--ema", "0.9"
+    )
+    expect_success(attempt.run(CIFAR, cifar))
+    expect_success(attempt.run(TRAINING, imagenet, use_small_network))
     torch.manual_seed(0)
     network = torchvision.models.get_model(NETWORK, num_classes=3)
-    names = {"arch": NETWORK, "class_names": ["cat", "dog", "eel"]}
-    content = {"state_dict": network.state_dict(), "epoch": 3, **names}
+    metadata = {"arch": NETWORK, "class_names": ["cat", "dog", "eel"]}
+    content = {"state_dict": network.state_dict(), "epoch": 3, **metadata}
     torch.save(content, attempt.folder / "evaluation")
     sources = ("cifar/checkpoint.pt", "cifar/checkpoint.pt", "training/checkpoint.pt", "evaluation")
     for reader, source in zip(READERS, sources, strict=True):
         path = shutil.copy(attempt.folder / source, attempt.shared / f"{reader.name}.pt")
-        ended = reader.read(attempt, Path(path))
-        expect_done(ended)
-        (attempt.shared / f"{reader.name}.digest").write_text(loaded(ended))
+        result = reader.read(attempt, Path(path))
+        expect_success(result)
+        (attempt.shared / f"{reader.name}.digest").write_text(digests(result))
         if reader.resumes:
             run = attempt.folder / "run"
             shutil.copy(run / "checkpoint.pt", attempt.shared / f"{reader.name}.resumed")

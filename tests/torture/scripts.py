@@ -1,8 +1,9 @@
-"""The command lines under attack, imported once and run in forked processes."""
+"""The scripts under test, imported once and run in forked processes."""
 
 import importlib
 import sys
 from collections.abc import Callable, Sequence
+from types import ModuleType
 from typing import NamedTuple
 
 import torch
@@ -21,15 +22,15 @@ class Script(NamedTuple):
     def __str__(self) -> str:
         return f"{self.folder.path.name}/{self.module}.py"
 
-    def main(self, words: Sequence[str], before: Callable[[], None] | None = None) -> int:
-        """Run a command line in this process, which can run no other folder's afterwards."""
-        # As if the folder were the script's own: workers unpickle its classes by name.
+    def main(self, argv: Sequence[str], before: Callable[[], None] | None = None) -> int:
+        """Run the script in this process, which can run no script of another folder afterwards."""
+        # Import by name as the script itself does: DataLoader unpickles objects by module name.
         sys.path.insert(0, str(self.folder.path))
-        sys.modules.update(modules(self.folder))
+        sys.modules.update(import_modules(self.folder))
         torch.set_num_threads(1)
         if before:
             before()
-        return getattr(self.folder, self.module).main(list(words))
+        return getattr(self.folder, self.module).main(list(argv))
 
 
 CIFAR = Script(WRN, "main")
@@ -37,16 +38,16 @@ EVALUATION = Script(IMAGENET, "main")
 TRAINING = Script(IMAGENET, "train")
 
 
-def modules(folder: ScriptFolder) -> dict:
-    """Every module of a folder, by name."""
+def import_modules(folder: ScriptFolder) -> dict[str, ModuleType]:
+    """Import all modules of a folder; return them by full name."""
     for path in folder.path.glob("*.py"):
         getattr(folder, path.stem)
     return folder.imported
 
 
 def import_all() -> None:
-    """Import what the scripts import, and what they import late."""
+    """Import everything that the scripts import, including what they import late."""
     for folder in (WRN, IMAGENET):
-        modules(folder)
+        import_modules(folder)
     for name in ("torch.utils.tensorboard", "gdown", "safetensors.torch"):
         importlib.import_module(name)
