@@ -15,7 +15,7 @@ from benchmarks.released import released_loss, released_step
 from benchmarks.runner import MEASURED_DTYPES, BenchmarkSetup
 from benchmarks.timing import Row, Work, compare
 from data import Dataset as TensorDataset
-from data import load_dataset, test_folder
+from data import find_test_folder, load_dataset
 from engine import Trainer
 from loader import AugmentedBatches, Batches
 from progress import Progress
@@ -37,7 +37,7 @@ def digits(setup: BenchmarkSetup) -> Iterator[Row]:
 def folder(setup: BenchmarkSetup) -> Iterator[Row]:
     """Compare epochs of `--dataset folder`; ours reads the images once, before the first epoch."""
     images = load_dataset("folder", setup.data, 32, os.cpu_count())
-    folders = {"train": setup.data / "train", "test": test_folder(setup.data)}
+    folders = {"train": setup.data / "train", "test": find_test_folder(setup.data)}
 
     def released(part: str, transform: Transform) -> Dataset:
         return released_data.folder_images(folders[part], 32, transform)

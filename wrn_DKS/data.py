@@ -1,4 +1,4 @@
-"""Data sets as uint8 tensors in memory: CIFAR, the digits that ship, folders of images."""
+"""Datasets as uint8 tensors in memory: CIFAR, the bundled digits, and image folders."""
 
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,12 +16,12 @@ from common.distributed import main_process_first, print_once, rank
 from common.images import ImageListing, list_images, read_rgb
 
 CIFAR = {"CIFAR10": datasets.CIFAR10, "CIFAR100": datasets.CIFAR100}
-# The released code's normalisation of both CIFAR sets.
+# Normalization of the released code, for both CIFAR-10 and CIFAR-100.
 CIFAR_MEAN = (125.3 / 255, 123.0 / 255, 113.9 / 255)
 CIFAR_STD = (63.0 / 255, 62.1 / 255, 66.7 / 255)
 IMAGE_SIZES = {"CIFAR100": 32, "CIFAR10": 32, "digits": 8, "folder": 32}  # side, in pixels
 DIGITS = Path(__file__).with_name("digits.npz")
-DIGITS_TRAIN = 1437  # the last 360 images are by other writers
+DIGITS_TRAIN = 1437  # the other 360 images are by different writers
 
 
 class Split(NamedTuple):
@@ -32,20 +32,20 @@ class Split(NamedTuple):
 
 
 class DatasetInfo(NamedTuple):
-    """What a trained network needs to know of its data; a checkpoint carries it."""
+    """Class names and normalization of a dataset; stored in checkpoints."""
 
-    classes: list[str]  # names in the order of the labels
-    mean: list[float]  # per channel, of pixels in [0, 1]
+    classes: list[str]  # names, in the order of the labels
+    mean: list[float]  # per channel, of pixels scaled to [0, 1]
     std: list[float]
 
 
 class Dataset(NamedTuple):
-    """A data set in memory; `train` is None where only an evaluation was asked for."""
+    """A dataset in memory. `train` is None if it was loaded for evaluation."""
 
     train: Split | None
     test: Split
     info: DatasetInfo
-    flip: bool  # whether a mirrored image is as good as the image
+    flip: bool  # whether training may flip images horizontally
 
 
 def load_dataset(
@@ -55,19 +55,20 @@ def load_dataset(
     workers: int,
     info: DatasetInfo | None = None,
 ) -> Dataset:
-    """Load a data set.
+    """Load a dataset.
 
     Args:
         name: a key of `IMAGE_SIZES`.
-        dataroot: where CIFAR is, or is to be downloaded to; or the folder of images. Digits
-            need none.
+        dataroot: folder of the CIFAR files, which are downloaded if missing, or the image folder.
+            Not used for digits.
         image_size: side in pixels to which the images of a folder are resized.
-        workers: threads that decode a folder's images.
-        info: given, only the test images are loaded, and labelled after its classes.
+        workers: number of threads that decode the images of a folder.
+        info: that of a trained network. If given, load only the test images, with labels that
+            index its classes.
 
     Raises:
-        UserError: the data are missing, damaged, can't be downloaded, or have classes that don't
-            fit together.
+        UserError: the data is missing or damaged or can't be downloaded, or the classes of the
+            parts do not match.
     """
     with_train = info is None
     if name in CIFAR:
@@ -83,16 +84,16 @@ def load_dataset(
         info = DatasetInfo(classes, list(mean), list(std))
     elif info.classes != classes:
         raise UserError(
-            f"--dataset {name} has other classes than the network was trained on: "
-            f"{len(classes)} from {classes[0]!r} on, expected {len(info.classes)} "
-            f"from {info.classes[0]!r} on; choose the data it was trained on"
+            f"--dataset {name} has {len(classes)} classes starting with {classes[0]!r}, but the "
+            f"network was trained on {len(info.classes)} starting with {info.classes[0]!r}; use "
+            "the dataset it was trained on"
         )
     train = splits["train"] if with_train else None
     return Dataset(train, splits["test"], info, flip=name != "digits")
 
 
 def load_cifar(name: str, root: Path, with_train: bool) -> tuple[dict[str, Split], list[str]]:
-    """CIFAR-10 or CIFAR-100 from the official files in `root`, downloaded there if need be."""
+    """Load CIFAR-10 or CIFAR-100 from the official files in `root`; download missing files."""
     splits = {}
     for part in ("train", "test") if with_train else ("test",):
         try:
@@ -101,8 +102,8 @@ def load_cifar(name: str, root: Path, with_train: bool) -> tuple[dict[str, Split
         except (OSError, RuntimeError, ValueError, KeyError, EOFError) as error:
             archive = CIFAR[name].url
             raise UserError(
-                f"{name} is not in {root} and can't be downloaded to it ({one_line(error, 150)}); "
-                f"fetch {archive} and unpack it in {root}, or try --dataset digits, "
+                f"{name} is not in {root} and can't be downloaded ({one_line(error, 150)}); "
+                f"download {archive} and unpack it in {root}, or use --dataset digits, "
                 "which needs no download"
             ) from error
         pixels = torch.from_numpy(cifar.data).permute(0, 3, 1, 2).contiguous()
@@ -111,7 +112,7 @@ def load_cifar(name: str, root: Path, with_train: bool) -> tuple[dict[str, Split
 
 
 def load_digits() -> tuple[dict[str, Split], list[str]]:
-    """The UCI handwritten digits that lie beside this file: gray, 8x8, values 0 to 16."""
+    """Load the bundled UCI handwritten digits: grayscale, 8x8, values from 0 to 16."""
     with np.load(DIGITS) as file:
         images, labels = file["images"], file["labels"]
     gray = (images.astype(np.float32) * (255 / 16)).round().astype(np.uint8)
@@ -123,74 +124,73 @@ def load_digits() -> tuple[dict[str, Split], list[str]]:
 
 
 def load_folder(
-    root: Path, image_size: int, workers: int, known: list[str] | None
+    root: Path, image_size: int, workers: int, trained_classes: list[str] | None
 ) -> tuple[dict[str, Split], list[str]]:
-    """Images below `root`/train/<class> and `root`/test/<class> (or val), resized to a square.
+    """Load the images in `root`/train/<class> and `root`/test/<class> or `root`/val/<class>.
 
-    Both folders are listed, and their classes compared, before any image is read. Where the
-    classes are `known`, the training images are not looked for.
+    Both folders are listed and their classes compared before any image is decoded. If
+    `trained_classes` is given, only the test images are loaded.
     """
-    tests = test_folder(root)
-    listings = {} if known else {"train": list_images(root / "train")}
-    listings["test"] = list_images(tests)
-    classes = known or listings["train"].classes
+    test_folder = find_test_folder(root)
+    listings = {} if trained_classes else {"train": list_images(root / "train")}
+    listings["test"] = list_images(test_folder)
+    classes = trained_classes or listings["train"].classes
     if len(classes) < 2:
-        raise UserError(f"{root}: one class, {classes[0]!r}; a classifier needs at least two")
-    strangers = sorted(set(listings["test"].classes) - set(classes))
-    if strangers:
+        raise UserError(f"{root}: only one class, {classes[0]!r}; expected at least two")
+    untrained = sorted(set(listings["test"].classes) - set(classes))
+    if untrained:
         raise UserError(
-            f"{root}: the class {strangers[0]!r} of the test images is not among the "
-            f"{len(classes)} classes trained on; remove its folder or train on it"
+            f"{root}: the test images have a class {untrained[0]!r} that is not among the "
+            f"{len(classes)} training classes; remove its folder or add training images"
         )
-    index = {name: label for label, name in enumerate(classes)}
-    splits = {
-        part: decode_images(listing, [index[name] for name in listing.classes], image_size, workers)
-        for part, listing in listings.items()
-    }
+    label_of = {name: label for label, name in enumerate(classes)}
+    splits = {}
+    for part, listing in listings.items():
+        labels = [label_of[listing.classes[label]] for label in listing.labels]
+        splits[part] = Split(decode_images(listing, image_size, workers), torch.tensor(labels))
     return splits, classes
 
 
-def test_folder(root: Path) -> Path:
-    """`root`/test or `root`/val, whichever there is."""
+def find_test_folder(root: Path) -> Path:
+    """Return `root`/test or `root`/val, whichever exists."""
     if not root.is_dir():
         raise UserError(f"--dataroot {root}: no such folder; expected one with train/ and test/")
-    found = [root / name for name in ("test", "val") if (root / name).is_dir()]
-    if len(found) != 1:
-        raise UserError(
-            f"--dataroot {root}: expected either test/ or val/ in it, found "
-            f"{'both; remove the one that is not meant' if found else 'neither'}"
-        )
-    return found[0]
+    folders = [root / name for name in ("test", "val") if (root / name).is_dir()]
+    if len(folders) != 1:
+        found = "both; remove one of them" if folders else "neither"
+        raise UserError(f"--dataroot {root}: expected a folder test/ or val/ in it, found {found}")
+    return folders[0]
 
 
-def decode_images(listing: ImageListing, index: list[int], image_size: int, workers: int) -> Split:
-    """Read and resize (bicubic, antialiased) every image of a listing, with a progress bar."""
+def decode_images(listing: ImageListing, image_size: int, workers: int) -> Tensor:
+    """Decode the images and resize them to a square (bicubic): (N, 3, S, S) uint8."""
     size = (image_size, image_size)
     images = torch.empty(len(listing.paths), 3, *size, dtype=torch.uint8)
 
-    def read(position: int) -> None:
-        image = read_rgb(listing.paths[position]).resize(
-            (image_size, image_size), Resampling.BICUBIC
-        )
-        images[position] = torch.from_numpy(np.array(image)).permute(2, 0, 1)
+    def decode(index: int) -> None:
+        image = read_rgb(listing.paths[index]).resize(size, Resampling.BICUBIC)
+        images[index] = torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
     folder = listing.paths[0].parents[1].name
-    if listing.others:
-        print_once(f"left out in {folder}/, since no image: {listing.others} file(s)")
+    if listing.num_skipped:
+        print_once(f"{folder}/: skipped {listing.num_skipped} file(s) that are not images")
     with ThreadPoolExecutor(workers) as pool:
-        done = pool.map(read, range(len(images)))
-        show = None if rank() == 0 else True  # None: where there is a terminal
-        for _ in tqdm(done, f"reading {folder}/", len(images), leave=False, disable=show):
+        decoded = pool.map(decode, range(len(images)))
+        disable = None if rank() == 0 else True  # None: show the bar in terminals only
+        for _ in tqdm(decoded, f"reading {folder}/", len(images), leave=False, disable=disable):
             pass
-    return Split(images, torch.tensor([index[label] for label in listing.labels]))
+    return images
 
 
 def channel_statistics(images: Tensor) -> tuple[list[float], list[float]]:
-    """Per-channel mean and standard deviation of uint8 images (N, 3, S, S), as of [0, 1]."""
+    """Return the mean and standard deviation per channel of uint8 images (N, 3, S, S).
+
+    Both are of pixels scaled to [0, 1].
+    """
     values = torch.arange(256, dtype=torch.float64) / 255
     mean, std = [], []
     for channel in images.unbind(1):
-        share = channel.reshape(-1).bincount(minlength=256).double() / channel.numel()
-        mean.append(float(share @ values))
-        std.append(float((share @ (values - mean[-1]).square()).sqrt()))
+        frequency = channel.reshape(-1).bincount(minlength=256).double() / channel.numel()
+        mean.append(float(frequency @ values))
+        std.append(float((frequency @ (values - mean[-1]).square()).sqrt()))
     return mean, std

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from common.command_line import UserError
-from common.distributed import broadcast_buffers, data_parallel, rank, world_size
+from common.distributed import broadcast_buffers, rank, world_size, wrap_ddp
 from common.metrics import MetricSums, topk_correct
 from common.sgd import clear_momentum, make_sgd
 from loader import Batch, Batches, seeded_generator
@@ -15,30 +15,30 @@ from progress import Progress
 from schedule import StepSchedule
 from synergy import Losses, SynergyLoss, pairwise_divergences
 
-MOMENTUM = 0.9  # the paper's and the released code's
+MOMENTUM = 0.9  # as in the paper and the released code
 
 
 @dataclass(frozen=True)
 class EpochResult:
     """Metrics of one epoch. Losses are means over batches; a partial batch counts as a full one."""
 
-    losses: dict[str, float]  # by the fields of `Losses`
+    losses: dict[str, float]  # by field of `Losses`
     errors: list[float]  # top-1 error in percent: backbone, then branches from shallow to deep
     images: int
     time_s: float
-    ensemble_error: float | None = None  # of the mean probabilities; evaluation only
+    ensemble_error: float | None = None  # of the averaged probabilities; evaluation only
     divergences: list[list[float]] | None = None  # KL(p_j || p_i) at [j][i]; evaluation only
 
 
 class Trainer:
-    """A model and everything that trains it.
+    """A model with its loss, optimizer and learning-rate schedule.
 
     Args:
         model: returns a tuple of logits (B, K), the backbone's first.
-        criterion: the loss of these logits.
-        schedule: of the learning rate.
-        weight_decay: on every trainable tensor, BN's and biases too, as in the released code.
-        dtype: of convolutions and matrix products; the loss is computed in float32 at least.
+        criterion: computes the loss from the logits and the labels.
+        schedule: learning-rate schedule.
+        weight_decay: applied to all trainable parameters, as in the released code.
+        dtype: autocast dtype of the forward pass; float32 disables autocast.
         device: of the model and the batches.
     """
 
@@ -56,11 +56,11 @@ class Trainer:
         self.criterion = criterion
         self.schedule = schedule
         self.optimizer = make_sgd(self.model, schedule.lr, MOMENTUM, weight_decay)
-        # With enabled=False its calls do nothing special.
+        # Disabled, it does not scale and its state dict is empty.
         self.scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
         self.dtype = dtype
         self.device = device
-        self._parallel = data_parallel(self.model, device)
+        self._parallel = wrap_ddp(self.model, device)
 
     def train_epoch(
         self, batches: Batches, epoch: int, progress: Progress, seed: int
@@ -68,12 +68,12 @@ class Trainer:
         """Train on every batch of `epoch` (0-based).
 
         Raises:
-            UserError: a loss was not finite; names the step.
+            UserError: a loss was not finite.
         """
         self._start_epoch(epoch, seed)
         start = time.perf_counter()
         sums, guard = MetricSums(self.device), NonFiniteGuard(self.device)
-        # Reading a value synchronizes with a GPU; on a CPU it is free.
+        # Reading a value synchronizes with a GPU; on the CPU it costs nothing.
         interval = 1 if self.device.type == "cpu" else 50
         for step, batch in enumerate(progress.over(batches.epoch(epoch)), 1):
             logits, losses = self.train_step(batch)
@@ -86,17 +86,17 @@ class Trainer:
         return so_far
 
     def _start_epoch(self, epoch: int, seed: int) -> None:
-        """Set the epoch's learning rate, momentum and random numbers of dropout."""
+        """Set the learning rate, clear momentum at milestones, and seed dropout."""
         for group in self.optimizer.param_groups:
             group["lr"] = self.schedule.rate(epoch)
         if self.schedule.resets_momentum(epoch):
             clear_momentum(self.optimizer)
-        # A function of (seed, epoch), so that a resumed run draws the same numbers.
+        # Seeded in each epoch, so that a resumed run draws the same numbers.
         torch.manual_seed(int(seeded_generator(seed, epoch, rank()).initial_seed()))
         self._parallel.train()
 
     def train_step(self, batch: Batch) -> tuple[tuple[Tensor, ...], Losses]:
-        """Update the weights once; return the logits and losses from before the update."""
+        """Update the weights once; return the logits and losses computed before the update."""
         logits = self._forward(self._parallel, batch)
         losses = self.criterion(logits, batch.labels)
         self.optimizer.zero_grad(set_to_none=True)
@@ -120,20 +120,20 @@ class Trainer:
             logits = self._forward(self.model, batch)
             accumulate(sums, batch, logits, self.criterion(logits, batch.labels))
             mean_p = torch.stack(logits).float().softmax(-1).mean(0)  # (B, K)
-            counts = float(batch.batch_fraction > 0)
+            weight = float(batch.batch_fraction > 0)  # 0 for a placeholder image
             sums.add(
-                ensemble=topk_correct(mean_p, batch.labels) * counts,
+                ensemble=topk_correct(mean_p, batch.labels) * weight,
                 divergences=pairwise_divergences(logits) * batch.batch_fraction,
             )
         return summarize(sums, start)
 
 
 def memory_format(model: nn.Module) -> torch.memory_format:
-    """Return channels last, which is faster, where it is safe.
+    """Return channels last, which is faster, unless the network is too narrow for it.
 
-    With fewer channels than a vector register has floats (up to 16), oneDNN's backward of a
-    strided 1x1 convolution in channels last writes past its buffers: seen in torch 2.14 on a CPU
-    with AVX2, where networks narrower than WRN-d-0.5 crashed.
+    In oneDNN, the backward pass of a strided 1x1 convolution in channels last writes out of bounds
+    if there are fewer channels than floats in a vector register (up to 16). With torch 2.14 on a
+    CPU with AVX2, networks narrower than WRN-d-0.5 crashed.
     """
     narrow = any(
         conv.kernel_size == (1, 1) and conv.in_channels < 16
@@ -162,25 +162,25 @@ class NonFiniteGuard:
         """Raise `UserError` if an observed loss was not finite. Synchronizes."""
         if step := int(self._step):
             raise UserError(
-                f"the loss is not finite since step {step} of epoch {epoch + 1}; the last "
-                "checkpoint is from before it; try a lower --lr"
+                f"the loss is not finite at step {step} of epoch {epoch + 1}; the last checkpoint "
+                "was saved before it; try a lower --lr"
             )
 
 
 def accumulate(sums: MetricSums, batch: Batch, logits: tuple[Tensor, ...], losses: Losses) -> None:
     """Add this process's part of a batch to the sums of an epoch."""
-    counts = float(batch.batch_fraction > 0)
+    weight = float(batch.batch_fraction > 0)  # 0 for a placeholder image
     correct = torch.stack([topk_correct(each, batch.labels) for each in logits])
     sums.add(
         batches=batch.batch_fraction,  # the fractions of one batch add up to 1
-        images=len(batch.labels) * counts,
-        correct=correct * counts,
+        images=len(batch.labels) * weight,
+        correct=correct * weight,
         losses=torch.stack(losses) * batch.batch_fraction,
     )
 
 
 def summarize(sums: MetricSums, start: float) -> EpochResult:
-    """Return the means over all processes of the sums since `start` (of perf_counter)."""
+    """Average the sums over all processes; `start` is the `time.perf_counter` of the first step."""
     totals = sums.totals()
     images, batches = float(totals["images"]), float(totals["batches"])
     optional = {}

@@ -1,4 +1,4 @@
-"""What a run writes for each epoch: a line of `log.txt`, a line for people, TensorBoard."""
+"""The output of each epoch: a record in `log.txt`, a printed line, and TensorBoard scalars."""
 
 import resource
 import sys
@@ -12,42 +12,49 @@ from options import Config
 from synergy import Losses
 
 LOG = "log.txt"
-PREFIX = "json_stats: "  # the released code's
-EpochResults = dict[str, EpochResult]  # of one epoch: "train" and, if it was tested, "test"
+PREFIX = "json_stats: "  # of each line, as in the released code
+EpochResults = dict[str, EpochResult]  # "train" and, if the epoch was tested, "test"
 
 
 class EpochLog:
-    """The log of one run, from `epoch` finished epochs on; what stands after that is dropped."""
+    """The log of one run. Existing records of epochs after `epoch` are removed.
 
-    def __init__(self, folder: Path, config: Config, epoch: int, classes: int):
-        # Takes seconds to import, and only the process that writes needs it.
+    Args:
+        folder: folder of the run.
+        config: options of the run, included in each record.
+        epoch: number of finished epochs.
+        num_classes: number of classes, included in each record.
+    """
+
+    def __init__(self, folder: Path, config: Config, epoch: int, num_classes: int):
+        # Imported here because it takes seconds and only process 0 needs it.
         from torch.utils.tensorboard import SummaryWriter
 
         self._log = Log(folder / LOG, PREFIX)
         self._log.truncate_after(epoch)
         self._config = config
-        self._classes = classes
+        self._num_classes = num_classes
         self._writer = SummaryWriter(folder, purge_step=epoch + 1)
 
     def write(self, epoch: int, trainer: Trainer, results: EpochResults) -> None:
-        """Log an epoch; `epoch` counts it as finished."""
+        """Log the results of `epoch` (1-based)."""
         train = results["train"]
         lr = trainer.schedule.rate(epoch - 1)
         parameters = sum(p.numel() for p in trainer.model.parameters())
         self._log.append(
             {
-                **self._config.plain(),
-                **released_record(results),
-                **further_record(results),
+                **self._config.to_dict(),
+                **released_metrics(results),
+                **additional_metrics(results),
                 "epoch": epoch,
                 "learning_rate": lr,
-                "num_classes": self._classes,
+                "num_classes": self._num_classes,
                 "n_parameters": parameters,
                 "peak_memory_mib": peak_memory_mib(trainer.device),
             }
         )
-        for key, value in scalars(results).items():
-            self._writer.add_scalar(key, value, epoch)
+        for tag, value in tensorboard_scalars(results).items():
+            self._writer.add_scalar(tag, value, epoch)
         self._writer.add_scalar("learning rate", lr, epoch)
         self._writer.flush()
         errors = ", ".join(
@@ -64,12 +71,11 @@ class EpochLog:
         self._writer.close()
 
 
-def released_record(results: EpochResults) -> dict:
-    """The released code's keys in its meanings: whole losses, accuracies and times.
+def released_metrics(results: EpochResults) -> dict:
+    """Return the metrics of the released code under its keys: losses, accuracies and times.
 
-    ep1 is the shallow branch and ep2 the deep one; null where there is none. Losses are means
-    over batches in which a partial batch weighs as much as a full one. An epoch that wasn't
-    tested has none of the test's keys.
+    ep1 is the shallow branch and ep2 the deep branch; without branches their values are None. An
+    epoch without a test has no test keys.
     """
     record = {}
     for part, result in results.items():
@@ -81,8 +87,8 @@ def released_record(results: EpochResults) -> dict:
     return record
 
 
-def further_record(results: EpochResults) -> dict:
-    """What the release did not log: the losses by part, the averaged classifiers, divergences."""
+def additional_metrics(results: EpochResults) -> dict:
+    """Return metrics that the released code does not log, such as the terms of the loss."""
     record = {
         f"{part}_loss_{name}": result.losses[name]
         for part, result in results.items()
@@ -97,31 +103,31 @@ def further_record(results: EpochResults) -> dict:
 
 
 def peak_memory_mib(device: torch.device) -> float:
-    """The most memory this process has held: a GPU's in tensors, else its whole resident set."""
+    """Return the peak memory of this process: allocated on the GPU, or resident on the CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
     unit = 1 if sys.platform == "darwin" else 2**10  # bytes on macOS, KiB on Linux
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
 
 
-def scalars(results: EpochResults) -> dict[str, float]:
-    """TensorBoard's curves of one epoch."""
-    curves = {}
+def tensorboard_scalars(results: EpochResults) -> dict[str, float]:
+    """Return the TensorBoard scalars of one epoch by tag."""
+    scalars = {}
     for part, result in results.items():
         names = classifier_names(len(result.errors))
-        curves |= {f"loss {part}/{name}": value for name, value in result.losses.items()}
-        curves |= {
+        scalars |= {f"loss {part}/{name}": value for name, value in result.losses.items()}
+        scalars |= {
             f"error {part}/{name}": error for name, error in zip(names, result.errors, strict=True)
         }
     if test := results.get("test"):
-        curves["error test/averaged"] = test.ensemble_error
+        scalars["error test/averaged"] = test.ensemble_error
         for teacher, row in zip(names, test.divergences, strict=True):
             for student, value in zip(names, row, strict=True):
                 if teacher != student:
-                    curves[f"divergence test/{teacher} to {student}"] = value
-    return curves
+                    scalars[f"divergence test/{teacher} to {student}"] = value
+    return scalars
 
 
 def classifier_names(count: int) -> list[str]:
-    """Names of the classifiers in the order of the logits."""
+    """Return the names of the first `count` classifiers, in the order of the logits."""
     return ["backbone", "shallow branch", "deep branch"][:count]

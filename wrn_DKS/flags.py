@@ -1,158 +1,213 @@
-"""The flags of `main.py`; their defaults are the released code's recipe."""
+"""The flags of `main.py`. The defaults are the recipe of the released code."""
 
 import argparse
 import json
 from pathlib import Path
 
-from common.command_line import DTYPES, Parser, bounded_number
+from common.command_line import DTYPES, ArgumentParser, bounded_number
 from data import IMAGE_SIZES
 from synergy import DIRECTIONS, METHODS
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Every flag, in groups; released flags keep their spelling."""
-    parser = Parser(
+    """Return the parser. Flags of the released code keep their spelling."""
+    parser = ArgumentParser(
         prog="main.py",
-        description="Train WRN with deeply-supervised knowledge synergy. In every flag a hyphen "
-        "may stand for an underscore, and the other way round.",
+        description="Train a wide residual network with deeply-supervised knowledge synergy, or "
+        "evaluate one. Hyphens and underscores in flags are interchangeable.",
     )
-    add_data_and_model(parser)
-    add_method_and_optimization(parser)
-    add_run_and_output(parser)
+    add_data_flags(parser.add_argument_group("data"))
+    add_model_flags(parser.add_argument_group("model"))
+    add_method_flags(parser.add_argument_group("method"))
+    add_optimization_flags(parser.add_argument_group("optimization"))
+    add_run_flags(parser.add_argument_group("run"))
+    add_output_flags(parser.add_argument_group("output"))
     return parser
 
 
-def add_data_and_model(parser: argparse.ArgumentParser) -> None:
-    data = parser.add_argument_group("data")
-    data.add_argument("--dataset", choices=IMAGE_SIZES, default="CIFAR100", help="data set")
-    data.add_argument(
+def add_data_flags(group) -> None:
+    group.add_argument("--dataset", choices=IMAGE_SIZES, default="CIFAR100", help="dataset")
+    group.add_argument(
         "--dataroot",
+        metavar="DIR",
         type=Path,
         default=Path("data"),
-        help="folder of CIFAR's files (downloaded there when absent), or for --dataset folder "
-        "one with train/<class>/ and test/<class>/ or val/<class>/",
+        help="folder of the CIFAR files, which are downloaded if missing; for --dataset folder, "
+        "a folder with train/CLASS/ and test/CLASS/ or val/CLASS/",
     )
-    data.add_argument(
+    group.add_argument(
         "--image-size",
+        metavar="PIXELS",
         type=bounded_number(int, 8, 1024),
-        help="side in pixels to which the images of a folder are resized (32 if not given)",
+        help="side to which the images of --dataset folder are resized (default: 32)",
     )
-    data.add_argument(
+    group.add_argument(
         "--nthread",
+        metavar="N",
         type=bounded_number(int, 1, 256),
         default=4,
-        help="threads that decode a folder",
+        help="number of threads that decode the images of --dataset folder",
     )
-    model = parser.add_argument_group("model")
-    model.add_argument(
-        "--depth", type=bounded_number(int, 1, 1206), default=28, help="6n + 4 layers"
+
+
+def add_model_flags(group) -> None:
+    group.add_argument(
+        "--depth",
+        metavar="N",
+        type=bounded_number(int, 1, 1206),
+        default=28,
+        help="number of layers, 6n + 4",
     )
-    model.add_argument(
+    group.add_argument(
         "--width",
+        metavar="X",
         type=bounded_number(float, 0, 64),
         default=10.0,
-        help="factor on 16/32/64 channels",
+        help="multiplier of the 16, 32 and 64 channels of the three groups",
     )
-    model.add_argument(
-        "--dropout", action="store_true", help="drop 30 %% of activations inside the blocks"
+    group.add_argument(
+        "--dropout", action="store_true", help="use dropout with probability 0.3 in each block"
     )
 
 
-def add_method_and_optimization(parser: argparse.ArgumentParser) -> None:
-    method = parser.add_argument_group("method")
-    method.add_argument(
+def add_method_flags(group) -> None:
+    group.add_argument(
         "--method",
         choices=METHODS,
         default="dks",
-        help="no branches; branches that learn from the labels; branches and the synergy loss",
+        help="baseline: no branches; ds: deep supervision of the branches by the labels; "
+        "dks: deep supervision and the synergy loss",
     )
-    method.add_argument(
-        "--direction", choices=DIRECTIONS, default="bidirectional", help="who teaches in dks"
+    group.add_argument(
+        "--direction",
+        choices=DIRECTIONS,
+        default="bidirectional",
+        help="direction of knowledge transfer in dks; top-down: from deep to shallow classifiers",
     )
-    weight = bounded_number(float, 0)
-    method.add_argument(
-        "--aux-weight", type=weight, default=1.0, help="weight of the branches' cross-entropies"
+    group.add_argument(
+        "--aux-weight",
+        metavar="X",
+        type=bounded_number(float, 0),
+        default=1.0,
+        help="weight of the branches' cross-entropy losses",
     )
-    method.add_argument(
-        "--synergy-weight", type=weight, default=1.0, help="weight of the synergy loss"
+    group.add_argument(
+        "--synergy-weight",
+        metavar="X",
+        type=bounded_number(float, 0),
+        default=1.0,
+        help="weight of the synergy loss",
     )
-    optimization = parser.add_argument_group("optimization")
-    optimization.add_argument(
-        "--epochs", type=bounded_number(int, 1), default=200, help="epochs in all"
+
+
+def add_optimization_flags(group) -> None:
+    group.add_argument(
+        "--epochs",
+        metavar="N",
+        type=bounded_number(int, 1),
+        default=200,
+        help="number of epochs",
     )
-    optimization.add_argument(
+    group.add_argument(
         "--batch_size",
+        metavar="N",
         type=bounded_number(int, 1),
         default=128,
-        help="images a step, over all processes",
+        help="total batch size over all processes",
     )
-    optimization.add_argument(
-        "--lr", type=bounded_number(float, 0), default=0.1, help="learning rate"
+    group.add_argument(
+        "--lr",
+        metavar="X",
+        type=bounded_number(float, 0),
+        default=0.1,
+        help="initial learning rate",
     )
-    optimization.add_argument(
+    group.add_argument(
         "--epoch_step",
+        metavar="EPOCHS",
         type=milestones,
         default="[60,120,160]",
-        help="epochs, counted from 1, at whose start the learning rate falls",
+        help="epochs (1-based) at whose start the learning rate is decayed",
     )
-    optimization.add_argument(
+    group.add_argument(
         "--lr_decay_ratio",
+        metavar="X",
         type=bounded_number(float, 0),
         default=0.2,
-        help="factor by which it falls",
+        help="learning-rate decay factor at each milestone",
     )
-    optimization.add_argument(
+    group.add_argument(
         "--weight_decay",
+        metavar="X",
         type=bounded_number(float, 0),
         default=5e-4,
-        help="on every trainable tensor",
+        help="weight decay of all trainable parameters",
     )
 
 
-def add_run_and_output(parser: argparse.ArgumentParser) -> None:
-    run = parser.add_argument_group("run")
-    run.add_argument(
-        "--seed", type=bounded_number(int, 0, 2**62), default=1, help="of all random numbers"
+def add_run_flags(group) -> None:
+    group.add_argument(
+        "--seed", metavar="N", type=bounded_number(int, 0, 2**62), default=1, help="random seed"
     )
-    run.add_argument(
-        "--dtype", choices=DTYPES, default="float32", help="what the network computes in"
+    group.add_argument(
+        "--dtype",
+        choices=DTYPES,
+        default="float32",
+        help="dtype of the forward pass under autocast; parameters are float32",
     )
-    run.add_argument("--device", default="auto", help="cpu, cuda, cuda:N; auto: a GPU if any")
-    run.add_argument("--gpu_id", type=bounded_number(int, 0), help="the same as --device cuda:N")
-    run.add_argument(
+    group.add_argument(
+        "--device",
+        default="auto",
+        help="cpu, cuda or cuda:N; auto: a GPU if available, otherwise the CPU",
+    )
+    group.add_argument(
+        "--gpu_id", metavar="N", type=bounded_number(int, 0), help="same as --device cuda:N"
+    )
+    group.add_argument(
         "--ngpu",
+        metavar="N",
         type=bounded_number(int, 1),
         default=1,
-        help="more than 1 tells how to use torchrun",
+        help="number of GPUs; for more than 1, use torchrun instead",
     )
-    run.add_argument(
+    group.add_argument(
         "--test_every",
+        metavar="N",
         type=bounded_number(int, 1),
         default=1,
-        help="epochs from one test to the next; the last epoch is always tested",
+        help="test every N epochs and after the last one",
     )
-    run.add_argument(
+    group.add_argument(
         "--resume",
+        metavar="FILE",
         default="",
-        help="checkpoint to start from; auto: the one in --save if there is one",
+        help="checkpoint to resume from; auto: the one in --save, if it exists",
     )
-    run.add_argument(
-        "--evaluate", action="store_true", help="print the errors of --resume FILE and end"
+    group.add_argument(
+        "--evaluate",
+        action="store_true",
+        help="evaluate the checkpoint --resume FILE instead of training",
     )
-    output = parser.add_argument_group("output")
-    output.add_argument(
+
+
+def add_output_flags(group) -> None:
+    group.add_argument(
         "--save",
+        metavar="DIR",
         type=Path,
-        help="folder of log, checkpoint and TensorBoard events (a new one below ./logs if not "
-        "given; with --resume FILE, the file's)",
+        help="folder for the log, the checkpoint and TensorBoard events (default: the folder of "
+        "--resume FILE, otherwise a new folder in ./logs)",
     )
-    output.add_argument(
-        "--export", type=Path, help="file to which the backbone alone is saved at the end"
+    group.add_argument(
+        "--export",
+        metavar="FILE",
+        type=Path,
+        help="save the backbone, without branches, to this file at the end",
     )
 
 
 def milestones(text: str) -> tuple[int, ...]:
-    """The argparse type of `[60,120,160]`."""
+    """Parse a JSON list of epochs, such as `[60,120,160]`, as an argparse type."""
     try:
         values = json.loads(text)
         if not isinstance(values, list) or any(type(v) is not int or v < 1 for v in values):

@@ -1,11 +1,11 @@
-"""The released code's checkpoints (`model.pt7`): its flat parameters under our names."""
+"""Conversion of the released code's checkpoints (`model.pt7`) to the names of `WideResNet`."""
 
 import re
 
 import torch
 from torch import Tensor
 
-# The release's branches by name: which one of ours, and which of its stages.
+# From the released names of branch groups to module names here.
 _BRANCH_STAGES = {
     "ep1_group1": "branches.0.stages.0",
     "ep1_group2": "branches.0.stages.1",
@@ -16,48 +16,48 @@ _RUNNING = ("running_mean", "running_var")
 
 
 def is_legacy(content: dict) -> bool:
-    """Whether a loaded checkpoint is one of the released training script's."""
+    """Return whether a loaded checkpoint was saved by the released training script."""
     return isinstance(content.get("params"), dict) and "model" not in content
 
 
 def legacy_state_dict(params: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The release's flat parameters as a state dict of `WideResNet`, in the same order.
+    """Convert the released flat parameters to a state dict of `WideResNet`, in the same order.
 
-    The release counts no batches; `num_batches_tracked`, which nothing here reads, becomes 0.
+    The released code has no `num_batches_tracked`; it is set to 0 and never used.
 
     Raises:
-        KeyError: a name that the release does not have.
+        KeyError: a name is not one of the released code.
     """
     state = {}
     for name, tensor in params.items():
-        ours = _our_name(name)
-        state[ours] = tensor
-        if ours.endswith("running_var"):
-            state[ours.replace("running_var", "num_batches_tracked")] = torch.tensor(0)
+        new_name = _convert_name(name)
+        state[new_name] = tensor
+        if new_name.endswith("running_var"):
+            state[new_name.replace("running_var", "num_batches_tracked")] = torch.tensor(0)
     return state
 
 
 def legacy_momentum(content: dict, parameter_names: list[str]) -> dict[int, dict[str, Tensor]]:
-    """The release's SGD buffers, by the place of their parameter in `parameter_names`.
+    """Convert the released SGD state, keyed by the index of the parameter in `parameter_names`.
 
     Args:
-        content: the loaded file; the i-th parameter of its optimizer is the i-th trainable of
-            `params`. There it goes by the number i, or by Python's id of it before torch 1.5.
-        parameter_names: names of our trainable parameters, in our optimizer's order.
+        content: the loaded checkpoint. The i-th parameter of its optimizer is the i-th trainable
+            entry of `params`. Its key is i, or its Python id in files from before PyTorch 1.5.
+        parameter_names: names of the trainable parameters in the order of the new optimizer.
 
     Raises:
-        KeyError, TypeError, ValueError, AttributeError: it is no such file.
+        KeyError, TypeError, ValueError, AttributeError: the content has another structure.
     """
-    theirs = [_our_name(name) for name in content["params"] if not name.endswith(_RUNNING)]
-    place = {name: index for index, name in enumerate(parameter_names)}
+    names = [_convert_name(name) for name in content["params"] if not name.endswith(_RUNNING)]
+    new_index = {name: index for index, name in enumerate(parameter_names)}
     (group,) = content["optimizer"]["param_groups"]
-    names = dict(zip(group["params"], theirs, strict=True))
+    name_of = dict(zip(group["params"], names, strict=True))
     buffers = content["optimizer"]["state"]
-    return {place[names[key]]: buffer for key, buffer in buffers.items()}
+    return {new_index[name_of[key]]: buffer for key, buffer in buffers.items()}
 
 
-def _our_name(name: str) -> str:
-    """`group0.block1.conv0` to `groups.0.1.conv0.weight`, and so on for every name there is."""
+def _convert_name(name: str) -> str:
+    """Convert a name of the released code: group0.block1.conv0 to groups.0.1.conv0.weight, etc."""
     if name == "conv0":
         return "stem.weight"
     if match := re.fullmatch(r"(ep\d_)?(bn|fc)\.(\w+)", name):
@@ -65,7 +65,7 @@ def _our_name(name: str) -> str:
         return f"{_CLASSIFIERS[branch]}classifier.{layer}.{kind}"
     if match := re.fullmatch(r"(ep\d_)?group(\d)\.block(\d+)\.(.+)", name):
         branch, group, block, layer = match.groups(default="")
-        place = _BRANCH_STAGES[f"{branch}group{group}"] if branch else f"groups.{group}"
+        stage = _BRANCH_STAGES[f"{branch}group{group}"] if branch else f"groups.{group}"
         layer = layer.replace("convdim", "shortcut")
-        return f"{place}.{block}.{layer}" + ("" if "." in layer else ".weight")
+        return f"{stage}.{block}.{layer}" + ("" if "." in layer else ".weight")
     raise KeyError(name)

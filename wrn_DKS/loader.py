@@ -1,4 +1,4 @@
-"""Batches of a data set held on the device: shuffled, augmented and normalized there."""
+"""Batches of a dataset on the device: shuffled, augmented and normalized there."""
 
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -14,23 +14,23 @@ from data import DatasetInfo, Split
 class Batch(NamedTuple):
     """This process's part of a batch.
 
-    When the last batch has fewer images than there are processes, a process without an image gets
-    a placeholder with a batch fraction of 0, so that it can take part in the step.
+    If the last batch has fewer images than there are processes, a process without images gets a
+    placeholder image with a batch fraction of 0, so that it can take part in the step.
     """
 
     images: Tensor  # (B, 3, S, S) float32, normalized
     labels: Tensor  # (B,) int64
-    batch_fraction: float  # of the whole batch's images
+    batch_fraction: float  # fraction of the whole batch's images
 
 
 class Batches:
-    """The batches of one split in its own order. The last one may be partial.
+    """The batches of a split in its stored order. The last batch may be partial.
 
     Args:
-        split: images and labels; moved to the device as a whole.
-        info: provides mean and standard deviation.
-        batch_size: images in a batch, over all processes.
-        device: holds the split and makes the batches.
+        split: images and labels; copied to the device.
+        info: provides the mean and standard deviation for normalization.
+        batch_size: total batch size over all processes.
+        device: device of the split and the batches.
     """
 
     def __init__(self, split: Split, info: DatasetInfo, batch_size: int, device: torch.device):
@@ -39,31 +39,36 @@ class Batches:
         self.device = device
         self._mean = torch.tensor(info.mean, device=device).view(3, 1, 1) * 255
         std = torch.tensor(info.std, device=device).view(3, 1, 1) * 255
-        self._scale = 1 / std.clamp_min(1)  # a constant channel must not become NaN
+        self._scale = 1 / std.clamp_min(1)  # avoids NaN for constant channels
 
     def __len__(self) -> int:
         return -(-len(self.labels) // self.batch_size)
 
     def epoch(self, epoch: int = 0) -> Iterator[Batch]:
-        """Yield the whole split in its own order."""
+        """Yield the batches of the split in its stored order; `epoch` is ignored."""
         for start in range(0, len(self.labels), self.batch_size):
             batch = range(start, min(start + self.batch_size, len(self.labels)))
             own = batch[shard(len(batch))]
-            taken = own or batch[:1]
-            part = slice(taken[0], taken[-1] + 1)
-            yield self._batch(self.images[part], self.labels[part], len(own) / len(batch))
+            used = own or batch[:1]  # a placeholder if there are none
+            part = slice(used[0], used[-1] + 1)
+            yield self._normalize(self.images[part], self.labels[part], len(own) / len(batch))
 
-    def _batch(self, images: Tensor, labels: Tensor, batch_fraction: float) -> Batch:
+    def _normalize(self, images: Tensor, labels: Tensor, batch_fraction: float) -> Batch:
         pixels = images.float().sub_(self._mean).mul_(self._scale)
         return Batch(pixels, labels, batch_fraction)
 
 
 class AugmentedBatches(Batches):
-    """Training batches: shuffled, each image randomly cropped and flipped.
+    """Training batches: shuffled, with random crops and horizontal flips.
 
-    As in the released code, an image is padded by reflection (4 pixels at 32x32, an eighth of the
-    side at other sizes), cropped back to its size and mirrored with probability 1/2. Order and
-    augmentation are functions of (seed, epoch), the same for any number of processes.
+    As in the released code, images are padded by reflection (by an eighth of the side, which is 4
+    pixels at 32x32), cropped to their size, and flipped with probability 1/2. Order and
+    augmentation are functions of the seed and the epoch, for any number of processes.
+
+    Args:
+        split, *args: see `Batches`.
+        seed: random seed.
+        flip: whether to flip images.
     """
 
     def __init__(self, split: Split, *args, seed: int, flip: bool):
@@ -72,14 +77,14 @@ class AugmentedBatches(Batches):
         self._flip = flip
         size = split.images.shape[-1]
         padding = size // 8
-        inside = torch.arange(-padding, size + padding, device=self.device).abs()
-        reflected = torch.minimum(inside, 2 * (size - 1) - inside)
-        padded = self.images[:, :, reflected][:, :, :, reflected]
-        # (N, 3, top, left, S, S): a view of every possible crop.
+        index = torch.arange(-padding, size + padding, device=self.device).abs()
+        index = torch.minimum(index, 2 * (size - 1) - index)  # reflected at both ends
+        padded = self.images[:, :, index][:, :, :, index]
+        # A view of every possible crop: (N, 3, top, left, S, S).
         self._crops = padded.unfold(2, size, 1).unfold(3, size, 1)
 
     def epoch(self, epoch: int = 0) -> Iterator[Batch]:
-        """Yield the whole split in the order and with the augmentation of `epoch` (0-based)."""
+        """Yield the batches of `epoch` (0-based)."""
         generator = seeded_generator(self._seed, epoch)
         count, offsets = len(self.labels), self._crops.shape[2]
         order = torch.randperm(count, generator=generator).to(self.device)
@@ -93,10 +98,10 @@ class AugmentedBatches(Batches):
             images = self._crops[index, :, tops[index], lefts[index]]
             if self._flip:
                 images = torch.where(flips[index].view(-1, 1, 1, 1), images.flip(3), images)
-            yield self._batch(images, self.labels[index], batch_fraction)
+            yield self._normalize(images, self.labels[index], batch_fraction)
 
 
 def seeded_generator(*key: int) -> torch.Generator:
-    """Return a CPU generator whose numbers are a function of the key alone."""
+    """Return a CPU generator seeded with a hash of the integers in `key`."""
     state = np.random.SeedSequence(key).generate_state(1, np.uint64)
     return torch.Generator().manual_seed(int(state[0]) % 2**63)

@@ -2,8 +2,8 @@
 
     python main.py --save ./logs/wrn-28-10 --depth 28 --width 10 --dataroot PATH
 
-is the paper's main run: WRN-28-10 on CIFAR-100 for 200 epochs. The paper reports a top-1 error of
-17.24 +- 0.22 % over 5 runs (18.72 without branches).
+trains the paper's WRN-28-10 on CIFAR-100 for 200 epochs, for which the paper reports a top-1 error
+of 17.24 ± 0.22 % over 5 runs (18.72 % without branches).
 """
 
 import sys
@@ -18,14 +18,14 @@ from common import checkpoint
 from common.command_line import DTYPES, Interrupted, UserError, exit_status
 from common.distributed import barrier, distributed_context, print_once, rank
 from common.metrics import cost
-from common.run_folder import CHECKPOINT, LOCK, lock_run_folder, refuse_own_file
+from common.run_folder import CHECKPOINT, LOCK, lock_run_folder, refuse_run_file
 from data import Dataset, load_dataset
 from engine import EpochResult, Trainer
 from epoch_log import LOG, EpochLog, classifier_names
 from loader import AugmentedBatches, Batches
 from options import Config, parse
 from progress import Progress
-from run_state import model_content, read_checkpoint, resume, save_run
+from run_state import load_checkpoint, model_content, resume, save_run
 from schedule import StepSchedule
 from synergy import SynergyLoss
 from wide_resnet import DROPOUT, WideResNet
@@ -49,19 +49,19 @@ def train(config: Config, device: torch.device) -> None:
     """Train to the last epoch, from the start or from a checkpoint."""
     folder = run_folder(config)
     if config.export is not None:
-        refuse_own_file("--export", config.export, folder, LOG)
+        refuse_run_file("--export", config.export, folder, LOG)
     with lock_run_folder(folder) if rank() == 0 else nullcontext():
         barrier()  # the other processes continue once the folder is locked
         path = checkpoint_to_resume(config, folder)
-        saved = path and read_checkpoint(path, config)
+        loaded = path and load_checkpoint(path, config)
         data = load_dataset(config.dataset, config.dataroot, config.image_size, config.nthread)
         trainer = make_trainer(config, len(data.info.classes), device, config.method != "baseline")
-        finished = resume(saved, trainer, config, data.info) if saved else 0
-        if saved:
-            print_once(f"resumed from {path}: {finished} epochs done")
+        finished = resume(loaded, trainer, config, data.info) if loaded else 0
+        if loaded:
+            print_once(f"resumed from {path} after epoch {finished}")
         if finished >= config.epochs:
-            print_once(f"all of the {config.epochs} epochs are done")
-        print_once(f"on {device}, {config.dtype}, into {folder}")
+            print_once(f"all {config.epochs} epochs are done")
+        print_once(f"device {device}, dtype {config.dtype}, output folder {folder}")
         try:
             test = train_epochs(config, trainer, data, folder, finished)
         except Interrupted:
@@ -75,19 +75,19 @@ def train(config: Config, device: torch.device) -> None:
 
 def evaluate(config: Config, device: torch.device) -> None:
     """Print the error of every classifier in --resume, and of their ensemble."""
-    saved = read_checkpoint(Path(config.resume), config)
+    loaded = load_checkpoint(Path(config.resume), config)
     data = load_dataset(
-        config.dataset, config.dataroot, config.image_size, config.nthread, saved.info
+        config.dataset, config.dataroot, config.image_size, config.nthread, loaded.info
     )
-    trainer = make_trainer(config, len(data.info.classes), device, saved.has_branches)
-    checkpoint.load_weights(trainer.model, saved.weights, saved.source)
+    trainer = make_trainer(config, len(data.info.classes), device, loaded.has_branches)
+    checkpoint.load_weights(trainer.model, loaded.weights, loaded.source)
     test = Batches(data.test, data.info, config.batch_size, device)
     print_errors(trainer.evaluate(test))
     export(config, trainer, data)
 
 
 def run_folder(config: Config) -> Path:
-    """Return --save, else the folder of the file to resume, else a new one below ./logs."""
+    """Return --save, otherwise the folder of --resume FILE, otherwise a new folder in ./logs."""
     if config.save is not None:
         return config.save
     if config.resume:
@@ -101,26 +101,31 @@ def run_folder(config: Config) -> Path:
 
 
 def is_taken(folder: Path) -> bool:
-    """Return whether the folder holds more than the lock that a refused run leaves."""
+    """Return whether the folder contains more than the lock that a failed run leaves."""
     return folder.exists() and any(path.name != LOCK for path in folder.iterdir())
 
 
 def checkpoint_to_resume(config: Config, folder: Path) -> Path | None:
-    """Return the checkpoint to start from, or None; refuse to write over another run."""
-    own = folder / CHECKPOINT
+    """Return the checkpoint to resume from, or None.
+
+    Raises:
+        UserError: the run would overwrite another one.
+    """
+    saved = folder / CHECKPOINT
     if config.resume == "auto":
-        return own if own.exists() else None
+        return saved if saved.exists() else None
     given = Path(config.resume) if config.resume else None
-    holds_run = own.exists() or (folder / LOG).exists()
-    if holds_run and (given is None or given.resolve().parent != folder.resolve()):
+    has_run = saved.exists() or (folder / LOG).exists()
+    if has_run and (given is None or given.resolve().parent != folder.resolve()):
         raise UserError(
-            f"--save {folder} holds a run; resume it with --resume auto, or choose another folder"
+            f"--save {folder} already contains a run; resume it with --resume auto, or choose "
+            "another folder"
         )
     return given
 
 
 def make_trainer(config: Config, num_classes: int, device: torch.device, branches: bool) -> Trainer:
-    """Build the model, loss and schedule of the options; print the model's cost."""
+    """Build the trainer for these options and print the cost of its model."""
     dropout = DROPOUT if config.dropout else 0.0
     network = partial(WideResNet, config.depth, config.width, num_classes, dropout)
     for with_branches in (False, True)[: 1 + branches]:
@@ -158,7 +163,7 @@ def train_epochs(
         if (epoch + 1) % config.test_every == 0 or epoch + 1 == config.epochs:
             results["test"] = trainer.evaluate(test_batches)
         if log:
-            # Log first: on resume an extra line is dropped, but a missing one would be lost.
+            # Log first: resuming removes an extra record, but could not restore a missing one.
             log.write(epoch + 1, trainer, results)
             save_run(folder / CHECKPOINT, trainer, config, data.info, epoch + 1)
     if log:
@@ -175,9 +180,9 @@ def print_errors(result: EpochResult) -> None:
 
 
 def export(config: Config, trainer: Trainer, data: Dataset) -> None:
-    """Save the backbone alone, if --export is given."""
+    """Save the backbone without branches, if --export is given."""
     if config.export is not None and rank() == 0:
-        content = model_content(trainer.model.backbone_state(), config, data.info)
+        content = model_content(trainer.model.backbone_state_dict(), config, data.info)
         checkpoint.save(config.export, content)
         print_once(f"exported the backbone to {config.export}")
 

@@ -1,4 +1,4 @@
-"""The bar of an epoch, with the time that is left of the whole run."""
+"""Progress bars, with the remaining time of the whole run."""
 
 import time
 from collections.abc import Iterable, Iterator
@@ -9,42 +9,41 @@ from common.distributed import rank
 
 
 class Progress:
-    """A tqdm bar over the steps of an epoch; none where there is no terminal to show it.
+    """A tqdm bar over the steps of an epoch, shown by process 0 in a terminal.
 
     Args:
-        description: what is going on, such as `epoch 3/200`.
-        steps: of this epoch.
-        steps_after: of the run, once this epoch is done.
+        description: for example `epoch 3/200`.
+        steps: number of steps in this epoch.
+        steps_after: number of steps in the remaining epochs.
     """
 
     def __init__(self, description: str, steps: int, steps_after: int = 0):
-        hidden = None if rank() == 0 else True
-        self._bar = tqdm(total=steps, desc=description, leave=False, disable=hidden)
+        disable = None if rank() == 0 else True  # None: show the bar in terminals only
+        self._bar = tqdm(total=steps, desc=description, leave=False, disable=disable)
         self._steps_after = steps_after
-        self._images = 0
         self._start = time.perf_counter()
 
     def over(self, batches: Iterable) -> Iterator:
-        """Go through the batches, a step of the bar for each."""
+        """Yield the batches and advance the bar after each of them."""
         with self._bar:
             for batch in batches:
                 yield batch
                 self._bar.update()
 
     def show(self, images: int, loss: float, error: float) -> None:
-        """Show the mean loss and the error (%) over the `images` seen up to now."""
+        """Show the loss and the error (percent), averaged over the epoch's first `images`."""
         seconds = time.perf_counter() - self._start
         steps = self._bar.n + 1
         left = seconds / steps * (self._bar.total - steps + self._steps_after)
         self._bar.set_postfix_str(
             f"loss {loss:.3f}, error {error:.2f} %, {images / seconds:.0f} images/s, "
-            f"{duration(left)} left of the run",
+            f"{format_duration(left)} remaining",
             refresh=False,
         )
 
 
-def duration(seconds: float) -> str:
-    """Seconds as days, hours, minutes or seconds: the two largest units."""
+def format_duration(seconds: float) -> str:
+    """Format seconds in the two largest units of days, hours, minutes and seconds."""
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     days, hours = divmod(hours, 24)

@@ -1,10 +1,17 @@
-"""What the checkpoints of a run hold, and how a run goes on from one.
+"""Checkpoints of a run: their content, and resuming from them.
 
-Keys of `checkpoint.pt`: `format` (1), `depth`, `width`, `image_size`, `classes`, `mean`, `std`
-(of the network and its data), `model` (state dict), `optimizer`, `scaler` (empty but in float16),
-`epoch` (finished ones), `options` (those of the command line), `processes`. An exported backbone
-holds the first eight. Random states are not among them: every random number is a function of the
-seed, the epoch and the process.
+Keys of `checkpoint.pt`:
+    format: version of this format, 1.
+    depth, width, image_size: of the network and its images.
+    classes, mean, std: `DatasetInfo`.
+    model: state dict.
+    optimizer, scaler: state dicts; that of the gradient scaler is empty unless in float16.
+    epoch: number of finished epochs.
+    options: the options of the command line.
+    processes: number of processes of the run.
+
+An exported backbone has the keys `format` to `model` only. Random states are not stored: all
+random numbers are functions of the seed, the epoch and the process.
 """
 
 from dataclasses import dataclass
@@ -36,12 +43,12 @@ RUN_KEYS = {"optimizer": dict, "scaler": dict, "epoch": int, "options": dict, "p
 
 @dataclass(frozen=True)
 class LoadedCheckpoint:
-    """A checkpoint that was read: ours, an exported backbone, or one of the released code."""
+    """A checkpoint of a run, an exported backbone, or a checkpoint of the released code."""
 
     source: Path
     content: dict
-    weights: dict[str, torch.Tensor]  # under our names
-    info: DatasetInfo | None  # the release's files say nothing of their data
+    weights: dict[str, torch.Tensor]  # state dict of `WideResNet`
+    info: DatasetInfo | None  # None for checkpoints of the released code
 
     @property
     def has_branches(self) -> bool:
@@ -49,7 +56,7 @@ class LoadedCheckpoint:
 
 
 def model_content(model: dict, config: Config, info: DatasetInfo) -> dict:
-    """What both a checkpoint and an exported backbone hold."""
+    """Return the part of a checkpoint that an exported backbone has too."""
     return {
         "format": FORMAT,
         "depth": config.depth,
@@ -63,125 +70,134 @@ def model_content(model: dict, config: Config, info: DatasetInfo) -> dict:
 
 
 def save_run(path: Path, trainer: Trainer, config: Config, info: DatasetInfo, epoch: int) -> None:
-    """Save all of a run after `epoch` finished epochs.
+    """Save the checkpoint of a run after `epoch` finished epochs.
 
     Raises:
-        UserError: it can't be written, or the network holds values that are not finite, which the
-            last step can bring about after the loss was seen; the file before is kept.
+        UserError: the file can't be written, or a weight is not finite. The last step of an epoch
+            can cause the latter although its loss was finite. The previous checkpoint is kept.
     """
     state = trainer.model.state_dict()
-    bad = [name for name, tensor in state.items() if not tensor.isfinite().all()]
-    if bad:
+    not_finite = [name for name, tensor in state.items() if not tensor.isfinite().all()]
+    if not_finite:
         raise UserError(
-            f"after epoch {epoch} {checkpoint.listing(bad)} of the network is not finite; the last "
-            "checkpoint is from before it; try a lower --lr"
+            f"after epoch {epoch} these weights are not finite: "
+            f"{checkpoint.abbreviate(not_finite)}; the previous checkpoint was kept; "
+            "try a lower --lr"
         )
     content = model_content(state, config, info)
     content |= {
         "optimizer": trainer.optimizer.state_dict(),
         "scaler": trainer.scaler.state_dict(),
         "epoch": epoch,
-        "options": config.plain(),
+        "options": config.to_dict(),
         "processes": world_size(),
     }
     checkpoint.save(path, content)
 
 
-def read_checkpoint(path: Path, config: Config) -> LoadedCheckpoint:
-    """Read a checkpoint for the network that the options ask for.
+def load_checkpoint(path: Path, config: Config) -> LoadedCheckpoint:
+    """Load a checkpoint and check that it fits the options.
 
     Raises:
-        UserError: it is no checkpoint of ours or the release's, or of another network.
+        UserError: the file is not a checkpoint, or it is for another network.
     """
     content = checkpoint.load(path)
     if is_legacy(content):
         try:
             return LoadedCheckpoint(path, content, legacy_state_dict(content["params"]), None)
         except (KeyError, TypeError, AttributeError) as error:
-            raise UserError(
-                f"{path}: its parameters are not the released code's ({error})"
-            ) from error
-    checkpoint.require(content, NETWORK_KEYS, path)
+            raise UserError(f"{path}: not a checkpoint of the released code ({error})") from error
+    checkpoint.require_keys(content, NETWORK_KEYS, path)
     unknown = content.keys() - NETWORK_KEYS.keys() - RUN_KEYS.keys()
     if content["format"] != FORMAT or unknown:
-        what = f"the unknown key {min(map(str, unknown))!r}" if unknown else content["format"]
-        raise UserError(f"{path}: expected format {FORMAT}, found {what}; use a newer version")
+        found = f"an unknown key {min(map(str, unknown))!r}" if unknown else content["format"]
+        raise UserError(
+            f"{path}: expected format {FORMAT}, found {found}; use a newer version of this code"
+        )
     info = DatasetInfo(content["classes"], content["mean"], content["std"])
     check_dataset_info(info, path)
     for flag in ("depth", "width", "image_size"):
         if content[flag] != getattr(config, flag):
             raise UserError(
-                f"{path} has {flag} {content[flag]}, the options ask for {getattr(config, flag)}; "
-                f"give --{flag} {content[flag]}"
+                f"{path} has {flag} {content[flag]}, but the options have "
+                f"{getattr(config, flag)}; give --{flag} {content[flag]}"
             )
     return LoadedCheckpoint(path, content, content["model"], info)
 
 
 def check_dataset_info(info: DatasetInfo, source: Path) -> None:
-    """Refuse classes that aren't names, or statistics that aren't three finite numbers."""
+    """Raise `UserError` if the classes are not strings or the statistics not three numbers each."""
     statistics = [*info.mean, *info.std]
-    numbers = all(isinstance(v, float) and abs(v) < 1e6 for v in statistics)
-    if len(info.mean) != 3 or len(info.std) != 3 or not numbers or min(info.std) < 0:
+    are_numbers = all(isinstance(v, float) and abs(v) < 1e6 for v in statistics)
+    if len(info.mean) != 3 or len(info.std) != 3 or not are_numbers or min(info.std) < 0:
         raise UserError(f"{source}: mean and std are not three numbers each; the file is damaged")
     if not info.classes or not all(isinstance(name, str) for name in info.classes):
-        raise UserError(f"{source}: the classes are not names; the file is damaged")
+        raise UserError(f"{source}: the class names are not strings; the file is damaged")
 
 
-def resume(saved: LoadedCheckpoint, trainer: Trainer, config: Config, info: DatasetInfo) -> int:
-    """Put the trainer where the checkpoint left it; returns the number of finished epochs.
+def resume(loaded: LoadedCheckpoint, trainer: Trainer, config: Config, info: DatasetInfo) -> int:
+    """Load the state of a run into the trainer and return the number of finished epochs.
 
     Raises:
-        UserError: it can't be resumed with these options and data.
+        UserError: the run can't be resumed with these options and this dataset.
     """
-    content, source = saved.content, saved.source
-    if saved.info is None:
-        return resume_legacy(saved, trainer)
+    content, source = loaded.content, loaded.source
+    if loaded.info is None:
+        return resume_legacy(loaded, trainer)
     if "optimizer" not in content:
-        raise UserError(f"{source} is an exported backbone; resume needs a run's checkpoint")
-    checkpoint.require(content, RUN_KEYS, source)
-    changed = [
-        f"--{flag} {value} (was {content['options'].get(flag)})"
-        for flag, value in config.resume_options().items()
-        if content["options"].get(flag) != value
-    ]
-    changed += [f"--{flag} (unknown)" for flag in content["options"].keys() - config.plain().keys()]
-    if changed:
         raise UserError(
-            f"{source} was made with other options: {'; '.join(changed)}; resume with the same, "
-            "or start afresh in another folder"
+            f"{source} is an exported backbone and can't be resumed; use the checkpoint of a run"
         )
-    if saved.info != info:
+    checkpoint.require_keys(content, RUN_KEYS, source)
+    check_options_unchanged(content["options"], config, source)
+    if loaded.info != info:
         raise UserError(
-            f"{source} was trained on other data than --dataroot {config.dataroot} holds"
+            f"{source} was trained on another dataset than the one in --dataroot {config.dataroot}"
         )
     if content["processes"] != world_size():
         print_once(
-            f"resumed with {world_size()} processes where there were {content['processes']}: "
-            "batch normalisation sees other shares of each batch"
+            f"resuming a run of {content['processes']} process(es) with {world_size()}: results "
+            "will differ, because batch norm uses the statistics of each process's part of a batch"
         )
-    checkpoint.load_weights(trainer.model, saved.weights, source)
+    checkpoint.load_weights(trainer.model, loaded.weights, source)
     checkpoint.load_optimizer(trainer.optimizer, content["optimizer"], source)
     if trainer.scaler.is_enabled():
         trainer.scaler.load_state_dict(content["scaler"])
     return finished_epochs(content, source)
 
 
-def resume_legacy(saved: LoadedCheckpoint, trainer: Trainer) -> int:
-    """The same from a checkpoint of the released training script."""
-    checkpoint.require(saved.content, {"epoch": int, "optimizer": dict}, saved.source)
-    checkpoint.load_weights(trainer.model, saved.weights, saved.source)
+def check_options_unchanged(options: dict, config: Config, source: Path) -> None:
+    """Raise `UserError` if the stored options differ in one that must not change."""
+    changed = [
+        f"--{flag} {value} (was {options.get(flag)})"
+        for flag, value in config.resume_options().items()
+        if options.get(flag) != value
+    ]
+    changed += [f"--{flag} (unknown)" for flag in options.keys() - config.to_dict().keys()]
+    if changed:
+        raise UserError(
+            f"{source} was saved with other options: {'; '.join(changed)}; resume with the same "
+            "options, or start a new run in another folder"
+        )
+
+
+def resume_legacy(loaded: LoadedCheckpoint, trainer: Trainer) -> int:
+    """Resume from a checkpoint of the released code; see `resume`."""
+    content, source = loaded.content, loaded.source
+    checkpoint.require_keys(content, {"epoch": int, "optimizer": dict}, source)
+    checkpoint.load_weights(trainer.model, loaded.weights, source)
     names = [name for name, _ in trainer.model.named_parameters()]
     try:
-        momentum = legacy_momentum(saved.content, names)
+        momentum = legacy_momentum(content, names)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise UserError(f"{saved.source}: its optimizer is not the released code's") from error
+        raise UserError(f"{source}: not the optimizer state of the released code") from error
     groups = trainer.optimizer.state_dict()["param_groups"]
     state = {"state": momentum, "param_groups": groups}
-    checkpoint.load_optimizer(trainer.optimizer, state, saved.source)
-    return finished_epochs(saved.content, saved.source)
+    checkpoint.load_optimizer(trainer.optimizer, state, source)
+    return finished_epochs(content, source)
 
 
 def finished_epochs(content: dict, source: Path) -> int:
     if content["epoch"] < 0:
-        raise UserError(f"{source}: {content['epoch']} finished epochs; the file is damaged")
+        raise UserError(f"{source}: the epoch is {content['epoch']}; the file is damaged")
     return content["epoch"]

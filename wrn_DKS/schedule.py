@@ -1,21 +1,21 @@
-"""The learning rate of each epoch."""
+"""The learning-rate schedule."""
 
 from typing import NamedTuple
 
 
 class StepSchedule(NamedTuple):
-    """The rate falls by a factor at the start of each milestone epoch.
+    """Step decay at milestones, given as 1-based epochs.
 
-    As in the released code the milestones count epochs from 1, and at each a new optimizer is
-    made there: the momentum buffers start anew.
+    As in the released code, which creates a new optimizer at each milestone, the momentum buffers
+    are reset there too.
     """
 
     lr: float
-    milestones: tuple[int, ...]  # 1-based epochs
-    ratio: float  # factor at each
+    milestones: tuple[int, ...]  # 1-based epochs at whose start the rate decays
+    ratio: float  # decay factor
 
     def rate(self, epoch: int) -> float:
-        """The learning rate in `epoch`, 0-based."""
+        """Return the learning rate of `epoch` (0-based)."""
         rate = self.lr
         for milestone in self.milestones:
             if epoch + 1 >= milestone:
@@ -23,5 +23,5 @@ class StepSchedule(NamedTuple):
         return rate
 
     def resets_momentum(self, epoch: int) -> bool:
-        """Whether `epoch`, 0-based, begins without momentum."""
+        """Return whether the momentum buffers are reset at the start of `epoch` (0-based)."""
         return epoch + 1 in self.milestones

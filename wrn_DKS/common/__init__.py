@@ -1,1 +1,1 @@
-"""Modules that both script folders hold, byte for byte, so that each folder runs alone."""
+"""Modules that both script folders contain, byte for byte, so that each folder runs alone."""

@@ -1,6 +1,6 @@
-"""Checkpoints: written whole or not at all, read without running code, loaded strictly.
+"""Checkpoints: written atomically, loaded safely and strictly.
 
-A checkpoint is a dict of tensors and plain Python values in torch.save's zip container.
+A checkpoint is a dict of tensors and plain Python values, saved with `torch.save`.
 """
 
 import contextlib
@@ -19,17 +19,23 @@ from .distributed import print_once
 
 
 def save(path: Path, content: dict) -> None:
-    """Write a checkpoint as `write_atomically` does."""
+    """Save a checkpoint atomically; see `write_atomically`."""
     write_atomically(path, lambda file: torch.save(content, file))
 
 
 def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Let `write` fill `path` atomically: at any moment the old file or the new one is there.
+    """Write a file so that `path` always holds either the old or the new version.
 
-    Signals wait: one that broke into torch's zip writer would come out of it as a RuntimeError.
+    Termination signals are deferred until the file is written: torch's zip writer would turn the
+    exception of a signal handler into a RuntimeError.
+
+    Args:
+        path: file to create or replace.
+        write: writes the content to the open file.
 
     Raises:
-        UserError: it can't be written (disk full, say); what was at `path` is untouched.
+        UserError: the file can't be written, for example because the disk is full. An existing
+            file is left untouched.
     """
     temporary = path.with_name(path.name + ".tmp")
     try:
@@ -41,7 +47,7 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
             os.replace(temporary, path)
             sync_folder(path.parent)
     except (OSError, RuntimeError) as error:  # torch's zip writer turns OSError into RuntimeError
-        kept = "the previous one is whole; " if path.exists() else ""
+        kept = "the previous version is intact; " if path.exists() else ""
         raise UserError(
             f"{path} can't be saved: {one_line(error, 150)}; {kept}"
             "free some space or choose another folder"
@@ -52,7 +58,7 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make a rename in `folder` last through a power cut."""
+    """Flush a folder's entries to disk, so that a rename in it survives a power failure."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -61,30 +67,30 @@ def sync_folder(folder: Path) -> None:
 
 
 def load(path: Path) -> dict:
-    """Read the dict that `torch.save` wrote to `path`, to the CPU, running none of its code.
+    """Load a dict saved by `torch.save` to the CPU, without running code from the file.
 
-    The zip container's CRCs are checked first, since torch.load doesn't: it would take a flipped
-    bit for a weight. Files from before torch 1.6 are no zip and have none; they load unchecked.
+    The CRCs of the zip archive are verified first, because `torch.load` ignores them and would
+    load corrupted weights. Files from before PyTorch 1.6 are not zip archives and have no CRCs.
 
     Raises:
-        UserError: no such file, damaged, not a checkpoint, or holding more than tensors and
-            plain values.
+        UserError: the file is missing, damaged or not a checkpoint, or it contains objects other
+            than tensors and plain values.
     """
     if not path.is_file():
         raise UserError(f"{path}: no such file; give the path of a checkpoint")
     try:
-        check_container(path)
+        check_zip_archive(path)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # a refusal is one line
+            warnings.simplefilter("ignore")  # print nothing besides the one-line error
             content = torch.load(path, map_location="cpu", weights_only=True)
     except UserError:
         raise
-    except Exception as error:  # damaged pickles raise nearly anything
+    except Exception as error:  # a damaged pickle can raise almost any exception
         unsafe = "Unsupported" in str(error) or "WeightsUnpickler" in str(error)
-        reason = "it holds code, or is no checkpoint" if unsafe else one_line(error, 150)
+        reason = "it contains code or is not a checkpoint" if unsafe else one_line(error, 150)
         raise UserError(
-            f"{path} can't be loaded as a checkpoint: {reason}; use a whole file that holds "
-            "only tensors and plain values"
+            f"{path} can't be loaded as a checkpoint: {reason}; use an undamaged file that "
+            "contains only tensors and plain values"
         ) from error
     if not isinstance(content, dict):
         raise UserError(
@@ -93,117 +99,119 @@ def load(path: Path) -> dict:
     return content
 
 
-def check_container(path: Path) -> None:
-    """Refuse a zip file whose content does not match its CRCs, or that ends early."""
+def check_zip_archive(path: Path) -> None:
+    """Raise `UserError` if a zip archive is truncated or fails its CRCs; ignore other files."""
     with open(path, "rb") as file:
         starts_as_zip = file.read(4) == b"PK\x03\x04"
     if not zipfile.is_zipfile(path):
         if starts_as_zip:
-            raise UserError(f"{path} is damaged: the file ends early; use another copy of it")
+            raise UserError(f"{path} is damaged: the file is truncated; use another copy of it")
         return
     with zipfile.ZipFile(path) as archive:
-        # torch stores its records uncompressed; a compressed one could swell without bound.
+        # torch.save does not compress. A compressed file could expand without limit.
         if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
-            raise UserError(f"{path}: a compressed zip file, which torch.save does not write")
+            raise UserError(f"{path} is a compressed zip file, which torch.save never writes")
         damaged = archive.testzip()
     if damaged:
         raise UserError(f"{path} is damaged: {damaged} fails its CRC; use another copy of it")
 
 
-def require(content: dict, kinds: dict[str, type], source: Path) -> None:
-    """Refuse a checkpoint that lacks one of the keys, or holds another type there."""
-    for key, kind in kinds.items():
-        if not isinstance(content.get(key), kind):
+def require_keys(content: dict, types: dict[str, type], source: Path) -> None:
+    """Raise `UserError` if a checkpoint lacks one of the keys or its value has another type."""
+    for key, expected in types.items():
+        if not isinstance(content.get(key), expected):
             found = type(content[key]).__name__ if key in content else "nothing"
             raise UserError(
-                f"{source}: expected {kind.__name__} under the key {key!r}, found {found}; "
+                f"{source}: expected {expected.__name__} under the key {key!r}, found {found}; "
                 "is it a checkpoint of this program?"
             )
 
 
 def load_weights(model: nn.Module, weights: dict[str, Tensor], source: Path) -> None:
-    """Load a state dict strictly: every key, every shape, finite floats.
+    """Load a state dict strictly: the same keys and shapes, and finite values only.
 
-    Floating-point tensors of another width are cast, which one printed line says.
+    Floating-point tensors of another precision are cast, and a line about it is printed.
+    `source` is the file that the weights come from, for messages.
 
     Raises:
-        UserError: naming the first keys that are missing, unexpected or of another shape.
+        UserError: the state dict does not fit; the message names the first such keys.
     """
-    own = model.state_dict()
-    for what, names in (
-        ("lacks", [name for name in own if name not in weights]),
-        ("has the unexpected", [name for name in weights if name not in own]),
+    expected = model.state_dict()
+    for problem, names in (
+        ("missing", [name for name in expected if name not in weights]),
+        ("unexpected", [name for name in weights if name not in expected]),
     ):
         if names:
-            raise UserError(f"{source} is of another network: it {what} {listing(names)}")
-    for name, tensor in own.items():
-        problem = difference(weights[name], tensor)
+            raise UserError(
+                f"{source} does not fit the network: {problem} keys {abbreviate(names)}"
+            )
+    for name, tensor in expected.items():
+        problem = mismatch(weights[name], tensor)
         if problem:
             raise UserError(f"{source} can't be used: {name} {problem}")
-    cast = [name for name, tensor in own.items() if weights[name].dtype != tensor.dtype]
-    report_cast(cast, source)
+    report_cast([n for n, tensor in expected.items() if weights[n].dtype != tensor.dtype], source)
     model.load_state_dict(weights)
 
 
-def difference(given: object, own: Tensor) -> str:
-    """What keeps `given` from taking the place of the tensor `own`; empty if nothing does."""
-    if not isinstance(given, Tensor) or given.layout != torch.strided:
-        return f"is no dense tensor but {type(given).__name__}"
-    if given.shape != own.shape:
-        return f"has shape {tuple(given.shape)}, expected {tuple(own.shape)}"
-    if given.is_floating_point() != own.is_floating_point() or given.is_complex():
-        return f"is of type {given.dtype}, expected {own.dtype}"
-    # In parts, since isfinite takes more memory than what it looks at.
-    if not all(part.isfinite().all() for part in torch.atleast_1d(given).chunk(16)):
-        return "holds values that are not finite"
+def mismatch(value: object, expected: Tensor) -> str:
+    """Describe why `value` can't replace the tensor `expected`; return "" if it can."""
+    if not isinstance(value, Tensor) or value.layout != torch.strided:
+        return f"is not a dense tensor but {type(value).__name__}"
+    if value.shape != expected.shape:
+        return f"has shape {tuple(value.shape)}, expected {tuple(expected.shape)}"
+    if value.is_floating_point() != expected.is_floating_point() or value.is_complex():
+        return f"has dtype {value.dtype}, expected {expected.dtype}"
+    # In chunks, because isfinite allocates more memory than its input.
+    if not all(chunk.isfinite().all() for chunk in torch.atleast_1d(value).chunk(16)):
+        return "contains values that are not finite"
     return ""
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, state: dict, source: Path) -> None:
-    """Load the buffers in an optimizer's state dict, strictly, as `load_weights` does weights.
+    """Load the buffers of an optimizer's state dict as strictly as `load_weights`.
 
-    The hyperparameters stay the optimizer's own.
+    The optimizer keeps its own hyperparameters; its buffers must already be initialized.
 
     Raises:
-        UserError: it is not the state of such an optimizer over such parameters.
+        UserError: the state belongs to another optimizer or to other parameters.
     """
-    own = optimizer.state_dict()  # its tensors are the optimizer's
+    expected = optimizer.state_dict()  # holds the optimizer's own tensors, not copies
     cast, pairs = [], []
     try:
-        check_optimizer_keys(state, own)
-        for index, buffers in own["state"].items():
+        check_optimizer_keys(state, expected)
+        for index, buffers in expected["state"].items():
             for name, buffer in buffers.items():
                 value = state["state"][index][name]
-                if problem := difference(value, buffer):
+                if problem := mismatch(value, buffer):
                     raise ValueError(f"{name} of parameter {index} {problem}")
                 if value.dtype != buffer.dtype:
                     cast.append(f"{name} of parameter {index}")
                 pairs.append((buffer, value))
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
         raise UserError(
-            f"{source} can't be resumed: its optimizer is another one ({one_line(error, 150)})"
+            f"{source} can't be resumed: its optimizer state does not fit ({one_line(error, 150)})"
         ) from error
     report_cast(cast, source)
     for buffer, value in pairs:
-        buffer.copy_(value)  # and so keeps its layout, which fused kernels don't look at
+        buffer.copy_(value)  # keeps the buffer's memory format, which fused kernels rely on
 
 
-def check_optimizer_keys(state: dict, own: dict) -> None:
-    """Raise ValueError where the state dict of an optimizer has other keys than its own has."""
-    numbers = [[group["params"] for group in each["param_groups"]] for each in (state, own)]
-    if state.keys() != own.keys() or numbers[0] != numbers[1]:
-        raise ValueError("of other parameters")
-    names = [{i: set(buffers) for i, buffers in each["state"].items()} for each in (state, own)]
+def check_optimizer_keys(state: dict, expected: dict) -> None:
+    """Raise `ValueError` if two optimizer state dicts differ in parameters or buffer names."""
+    groups = [[group["params"] for group in each["param_groups"]] for each in (state, expected)]
+    if state.keys() != expected.keys() or groups[0] != groups[1]:
+        raise ValueError("it has other parameters")
+    names = [{i: set(buffers) for i, buffers in s["state"].items()} for s in (state, expected)]
     if names[0] != names[1]:
         raise ValueError("buffers are missing or unexpected")
 
 
 def report_cast(names: list[str], source: Path) -> None:
     if names:
-        print_once(f"{source}: cast to the network's own number type: {listing(names)}")
+        print_once(f"{source}: cast to the dtype of the network: {abbreviate(names)}")
 
 
-def listing(names: list[str], most: int = 3) -> str:
-    """The first few names and how many more there are, for a message."""
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
+def abbreviate(names: list[str], limit: int = 3) -> str:
+    """Join the first `limit` names for a message and count the others."""
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more

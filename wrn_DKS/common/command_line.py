@@ -1,4 +1,4 @@
-"""How a script meets its user: flags, refusals in one line (status 2), signals (130 and 143)."""
+"""The command line of every script: flags, one-line errors, and termination signals."""
 
 import argparse
 import contextlib
@@ -20,52 +20,52 @@ DTYPES = {
 
 
 class UserError(Exception):
-    """The run can't go on with what it was given.
+    """An error that the user can fix.
 
-    The message is one line: what was given, what was expected and what to do about it.
+    The message is one line: what was given, what was expected, and what to do.
     """
 
 
 class Interrupted(BaseException):
-    """A signal that ends a run arrived. No `Exception`: no handler of errors must swallow it."""
+    """A termination signal arrived. Not an `Exception`, so that error handlers do not catch it."""
 
     def __init__(self, signum: int):
         super().__init__(signal.Signals(signum).name)
         self.status = 128 + signum
 
 
-class Help(argparse.ArgumentDefaultsHelpFormatter):
-    """Shows the defaults of options that have one."""
+class DefaultsHelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Show the defaults of options, except those that are None, False or empty."""
 
     def _get_help_string(self, action: argparse.Action) -> str:
         has_default = action.default not in (None, "", False)
         return super()._get_help_string(action) if has_default else action.help
 
 
-class Parser(argparse.ArgumentParser):
-    """An argument parser that takes `-` for `_` in a flag and refuses in one line."""
+class ArgumentParser(argparse.ArgumentParser):
+    """A parser that treats `-` and `_` in flags alike and raises `UserError` on errors."""
 
     def __init__(self, **options):
-        super().__init__(allow_abbrev=False, formatter_class=Help, **options)
+        super().__init__(allow_abbrev=False, formatter_class=DefaultsHelpFormatter, **options)
 
     def parse_args(self, args: Sequence[str] | None = None, namespace=None):
-        declared = {flag.replace("_", "-"): flag for flag in self._option_string_actions}
-        spelled = []
+        flags = {flag.replace("_", "-"): flag for flag in self._option_string_actions}
+        words = []
         for word in sys.argv[1:] if args is None else args:
             flag, equals, value = word.partition("=")
-            if flag.startswith("-") and value == "--":  # argparse would make an empty list of it
+            if flag.startswith("-") and value == "--":  # argparse would parse an empty list
                 self.error(f"argument {flag}: expected a value, got '--'")
-            spelled.append(declared.get(flag.replace("_", "-"), flag) + equals + value)
-        return super().parse_args(spelled, namespace)
+            words.append(flags.get(flag.replace("_", "-"), flag) + equals + value)
+        return super().parse_args(words, namespace)
 
     def error(self, message: str):
-        raise UserError(f"{message} (--help lists every option)")
+        raise UserError(f"{message} (--help lists all options)")
 
 
 def bounded_number(
     kind: type, minimum: float, maximum: float = float("inf")
 ) -> Callable[[str], float]:
-    """The argparse type of an int or float from `minimum` to `maximum`, both included."""
+    """Return an argparse type for an int or float in [minimum, maximum]."""
     name = "a whole number" if kind is int else "a number"
     limits = f"of at least {minimum}"
     if maximum != float("inf"):
@@ -76,9 +76,9 @@ def bounded_number(
             value = kind(text)
         except ValueError:
             value = None
-        if kind is int and value and value > 2**62:  # no count in torch or Python goes further
+        if kind is int and value and value > 2**62:  # larger values overflow int64 in torch
             raise argparse.ArgumentTypeError(f"expected {name} below 2^62, got {text!r}")
-        # Written so that NaN fails it, and infinity too: no option of ours means either.
+        # Written so that NaN and infinity fail.
         if value is None or not (minimum <= value <= maximum and value < float("inf")):
             raise argparse.ArgumentTypeError(f"expected {name} {limits}, got {text!r}")
         return value
@@ -87,31 +87,28 @@ def bounded_number(
 
 
 def require_file(flag: str, path: Path, what: str) -> None:
-    """Refuse a path where there is no file; `what` it should be of."""
+    """Raise `UserError` if there is no file at `path`; `what` describes the expected file."""
     if not path.is_file():
         raise UserError(f"{flag} {path}: no such file; give the path of {what}")
 
 
 def require_writable_file(flag: str, path: Path) -> None:
-    """Refuse a path where no file can be written, or something else is: a folder, a device."""
+    """Raise `UserError` if `path` is not a regular file or its folder does not exist."""
     if path.exists() and not path.is_file():
-        raise UserError(f"{flag} {path}: there, and no file; give another name")
+        raise UserError(f"{flag} {path}: exists but is not a regular file; choose another name")
     if not path.parent.is_dir():
-        raise UserError(f"{flag} {path}: no folder {path.parent}; make it first")
+        raise UserError(f"{flag} {path}: no such folder: {path.parent}; create it first")
 
 
 def termination_signals() -> list[signal.Signals]:
-    """Those that end a run: SIGINT, SIGTERM and SIGHUP, a closed terminal's.
-
-    The last one not where it is ignored, as under nohup.
-    """
+    """Return SIGINT, SIGTERM and, unless it is ignored as under nohup, SIGHUP."""
     ignored = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
     return [signal.SIGINT, signal.SIGTERM, *([] if ignored else [signal.SIGHUP])]
 
 
 @contextlib.contextmanager
 def raise_on_signals() -> Iterator[None]:
-    """Turn the signals that end a run into `Interrupted` while the block runs."""
+    """Raise `Interrupted` when a termination signal arrives while the block runs."""
 
     def stop(signum, frame):
         raise Interrupted(signum)
@@ -126,7 +123,7 @@ def raise_on_signals() -> Iterator[None]:
 
 @contextlib.contextmanager
 def defer_signals() -> Iterator[None]:
-    """Let a signal that ends a run, arriving while the block runs, take effect when it ends."""
+    """Defer termination signals until the block ends."""
     arrived = []
     previous = {
         s: signal.signal(s, lambda signum, frame: arrived.append(signum))
@@ -142,22 +139,19 @@ def defer_signals() -> Iterator[None]:
 
 
 def exit_status(run: Callable[[], None]) -> int:
-    """Call `run` and return the process's exit status.
+    """Call `run` and return the exit status of the process.
 
-    0 when it returns, 2 when it refuses or the system does (disk full, no permission, no memory),
-    130, 143 or 129 when SIGINT, SIGTERM or SIGHUP stops it. The reason goes to standard error as
-    one line.
+    0: success. 2: a `UserError` or a system error, such as a full disk or too little memory;
+    the reason is printed to standard error as one line. 130, 143 or 129: stopped by SIGINT,
+    SIGTERM or SIGHUP.
     """
     try:
         with raise_on_signals(), warnings.catch_warnings():
-            # Of oddities in images that it decodes all the same. (Set once, as filters are the
-            # whole process's and images are read by threads.)
+            # PIL warns about odd images that it decodes correctly. Set the filter only once:
+            # filters are global to the process, and images are read in threads.
             warnings.filterwarnings("ignore", module=r"PIL\.")
             run()
-    except UserError as refusal:
-        print(f"error: {one_line(refusal)}", file=sys.stderr)
-        return 2
-    except OSError as error:
+    except (UserError, OSError) as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
         return 2
     except (MemoryError, RuntimeError) as error:
@@ -176,13 +170,12 @@ def exit_status(run: Callable[[], None]) -> int:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory has run out, the device's or this machine's."""
-    # cuDNN, cuBLAS and the CPU's allocator raise no class of their own.
-    known = isinstance(error, MemoryError | torch.OutOfMemoryError)
-    return known or "alloc" in str(error).lower()
+    """Return whether the device or the host ran out of memory."""
+    # cuDNN, cuBLAS and the CPU allocator raise plain RuntimeErrors.
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "alloc" in str(error).lower()
 
 
 def one_line(error: BaseException, limit: int = 500) -> str:
-    """The error's message with its line breaks folded, cut after `limit` characters."""
+    """Return the error's message on one line, truncated to `limit` characters."""
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= limit else text[:limit] + " …"

@@ -1,6 +1,6 @@
-"""One process or many: start-up from torchrun's variables, sums over processes, shards.
+"""Distributed training: process groups, devices, and collectives.
 
-Every function also works, and does next to nothing, where there is one process.
+Every function also works in a single process without a process group.
 """
 
 import contextlib
@@ -18,17 +18,18 @@ from .command_line import UserError, one_line
 
 @contextlib.contextmanager
 def distributed_context(device: str) -> Iterator[torch.device]:
-    """Join the processes that torchrun started, if it did, and leave them at the end.
+    """Select the device and, under torchrun, initialize the process group for the block.
 
     Args:
-        device: `auto` (a GPU where there is one, else the CPU), `cpu`, `cuda`, `cuda:1`, …
-            Under torchrun, `auto` and `cuda` give each process the GPU of its local rank.
+        device: `auto` (a GPU if available, otherwise the CPU), `cpu`, `cuda`, `cuda:1`, …
+            Under torchrun, `auto` and `cuda` select the GPU of the local rank.
 
     Yields:
-        This process's device.
+        The device of this process.
 
     Raises:
-        UserError: there is no such device, or all processes of a machine would have the same GPU.
+        UserError: the device is not available, all processes of a node would share one GPU, or
+            another process of the run failed.
     """
     chosen = select_device(device)
     if chosen.type == "cuda":
@@ -45,8 +46,8 @@ def distributed_context(device: str) -> Iterator[torch.device]:
         if not dist.is_initialized() or not is_peer_failure(error):
             raise
         raise UserError(
-            "another process of this run has ended, and its own message says why, or they can't "
-            f"reach each other ({one_line(error, 150)})"
+            "lost the connection to another process of this run; look for its own error message "
+            f"({one_line(error, 150)})"
         ) from error
     finally:
         if dist.is_initialized():
@@ -54,38 +55,48 @@ def distributed_context(device: str) -> Iterator[torch.device]:
 
 
 def fresh_store_prefix(store: dist.Store, own_rank: int, count: int) -> dist.Store:
-    """A part of torchrun's store that all processes know and none of an earlier start has used.
+    """Return torchrun's store with a key prefix that no earlier start of the processes has used.
 
-    torchrun (of PyTorch 2.14) keeps its store when it restarts a run's processes, and in it the
-    addresses of those that have ended. So process 0 names a new part to every process that knows
-    a word which only one that is alive can know.
+    When torchrun restarts the processes (PyTorch 2.14), it keeps its store and with it the
+    addresses of processes that have exited. Process 0 therefore chooses a new prefix. It announces
+    the prefix under a random token of each process, which only a running process waits for.
     """
-    word = uuid.uuid4().hex
+    token = uuid.uuid4().hex
     if own_rank != 0:
-        store.set(f"word of {own_rank}", word)
-        part = store.get(f"part for {word}").decode()  # waits for it
-        store.set(f"{part} is known to {own_rank}", "")
-        return dist.PrefixStore(part, store)
-    part, missing = word, list(range(1, count))
-    while missing:
-        for other in missing:
-            if store.check([f"word of {other}"]):  # it may be one of a process that has ended
-                store.set(f"part for {store.get(f'word of {other}').decode()}", part)
+        store.set(f"token of {own_rank}", token)
+        prefix = store.get(f"prefix for {token}").decode()  # blocks until it is set
+        store.set(f"{prefix} received by {own_rank}", "")
+        return dist.PrefixStore(prefix, store)
+    prefix, waiting = token, list(range(1, count))
+    while waiting:
+        for other in waiting:
+            if store.check([f"token of {other}"]):  # may be that of a process that has exited
+                store.set(f"prefix for {store.get(f'token of {other}').decode()}", prefix)
         time.sleep(0.02)
-        missing = [other for other in missing if not store.check([f"{part} is known to {other}"])]
-    return dist.PrefixStore(part, store)
+        waiting = [other for other in waiting if not store.check([f"{prefix} received by {other}"])]
+    return dist.PrefixStore(prefix, store)
 
 
 def is_peer_failure(error: RuntimeError) -> bool:
-    """Whether the error comes from a collective whose other side is gone."""
+    """Return whether a collective failed because another process is gone."""
     return isinstance(error, dist.DistError) or "gloo" in str(error)
 
 
 def select_device(device: str) -> torch.device:
+    """Return the device of this process and check that it is available.
+
+    Args:
+        device: see `distributed_context`.
+
+    Raises:
+        UserError: the device is not available, or all processes of a node would share one GPU.
+    """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if device.startswith("cuda:") and int(os.environ.get("LOCAL_WORLD_SIZE", 1)) > 1:
-        raise UserError(f"--device {device}: one GPU for several processes; give --device cuda")
+        raise UserError(
+            f"--device {device}: several processes would share one GPU; use --device cuda"
+        )
     try:
         chosen = torch.device(device)
         if device == "cuda":
@@ -94,8 +105,8 @@ def select_device(device: str) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         gpus = torch.cuda.device_count()
         raise UserError(
-            f"--device {device}: not to be had on this machine, where PyTorch sees {gpus} GPU(s); "
-            "use another number, --device cpu, or as many processes as there are GPUs"
+            f"--device {device}: not available on this machine, where PyTorch finds {gpus} GPU(s); "
+            "use another device, such as --device cpu, or at most one process per GPU"
         ) from error
     return chosen
 
@@ -109,7 +120,7 @@ def world_size() -> int:
 
 
 def sum_over_processes(values: Tensor) -> Tensor:
-    """The sum of every process's `values`, elementwise; the argument stays as it was."""
+    """Return the elementwise sum of `values` over all processes, without modifying `values`."""
     if not dist.is_initialized():
         return values
     total = values.clone()
@@ -118,14 +129,14 @@ def sum_over_processes(values: Tensor) -> Tensor:
 
 
 def barrier() -> None:
-    """Wait until every process is here."""
+    """Wait until all processes have reached this call."""
     if dist.is_initialized():
         dist.barrier()
 
 
 @contextlib.contextmanager
 def main_process_first() -> Iterator[None]:
-    """Let process 0 run the block before the others: to download, to claim a folder."""
+    """Run the block on process 0 before the other processes, for example to download data."""
     if rank() != 0:
         barrier()
     yield
@@ -134,30 +145,30 @@ def main_process_first() -> Iterator[None]:
 
 
 def print_once(text: str) -> None:
-    """Print a line from process 0 alone."""
+    """Print a line on process 0 only."""
     if rank() == 0:
         print(text, flush=True)
 
 
 def broadcast_buffers(model: nn.Module) -> None:
-    """Give every process the buffers (BN's running statistics) of process 0."""
+    """Copy the buffers (batch-norm running statistics) of process 0 to all processes."""
     if dist.is_initialized():
         for buffer in model.buffers():
             dist.broadcast(buffer, 0)
 
 
 def shard(count: int) -> slice:
-    """This process's contiguous share of `count` things, at most one more than any other's."""
+    """Return this process's contiguous part of `count` items; part sizes differ by at most 1."""
     each, left = divmod(count, world_size())
     start = rank() * each + min(rank(), left)
     return slice(start, start + each + (rank() < left))
 
 
-def data_parallel(model: nn.Module, device: torch.device) -> nn.Module:
-    """`model`, inside DistributedDataParallel where there are several processes.
+def wrap_ddp(model: nn.Module, device: torch.device) -> nn.Module:
+    """Wrap the model in DistributedDataParallel if there is a process group.
 
-    As usual there, batch normalisation uses each process's own share of the batch in training,
-    and the running statistics are those of process 0.
+    In training, batch norm then uses the statistics of each process's part of the batch. The
+    running statistics are those of process 0.
     """
     if not dist.is_initialized():
         return model

@@ -1,4 +1,4 @@
-"""Image files: which ones a folder holds, and their pixels."""
+"""Image files: which ones a folder contains, and how they are decoded."""
 
 import os
 from collections.abc import Iterator
@@ -13,74 +13,76 @@ from .command_line import UserError, one_line
 
 
 class ImageListing(NamedTuple):
-    """The images of a folder with one subfolder a class."""
+    """The images of a folder with one subfolder per class."""
 
     classes: list[str]  # names of the subfolders, sorted
     paths: list[Path]  # in the order of torchvision's ImageFolder
-    labels: list[int]  # index into `classes` of each path
-    others: int  # files of other kinds, which are left out
+    labels: list[int]  # index into `classes` for each path
+    num_skipped: int  # files without an image extension
 
 
 def list_images(folder: Path) -> ImageListing:
-    """Find `folder/<class>/**/<image>`, with the files and the order of torchvision's ImageFolder.
+    """List `folder/<class>/**/<image>`: the files of torchvision's ImageFolder, in its order.
 
     Raises:
-        UserError: the folder is missing, has no subfolder, or a class has no image.
+        UserError: the folder is missing or has no subfolders, or a class has no images.
     """
     if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder; expected one with a subfolder a class")
+        raise UserError(f"{folder}: no such folder; expected one with a subfolder per class")
     classes = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir())
     if not classes:
-        raise UserError(f"{folder}: no subfolders; expected one for each class, with its images")
-    paths, labels, others = [], [], 0
+        raise UserError(f"{folder}: no subfolders; expected one per class, with its images")
+    paths, labels, num_skipped = [], [], 0
     for label, name in enumerate(classes):
-        found = [Path(path) for path in walk(folder / name)]
-        images = [path for path in found if path.suffix.lower() in IMG_EXTENSIONS]
+        files = [Path(path) for path in list_files(folder / name)]
+        images = [path for path in files if path.suffix.lower() in IMG_EXTENSIONS]
         if not images:
             raise UserError(
                 f"{folder / name}: no image in this class; add some or remove the folder"
             )
         paths += images
         labels += [label] * len(images)
-        others += len(found) - len(images)
-    return ImageListing(classes, paths, labels, others)
+        num_skipped += len(files) - len(images)
+    return ImageListing(classes, paths, labels, num_skipped)
 
 
-def walk(folder: Path) -> Iterator[str]:
-    """The paths of all files below `folder`, links followed, a loop of links entered once."""
+def list_files(folder: Path) -> Iterator[str]:
+    """Yield the paths of all files below `folder`. Follow links, but visit each folder once."""
     visited = set()
-    found = []
+    contents = []
     for root, folders, files in os.walk(folder, followlinks=True):
-        real = os.path.realpath(root)
-        if real in visited:
+        real_path = os.path.realpath(root)
+        if real_path in visited:
             folders.clear()
             continue
-        visited.add(real)
-        found.append((root, sorted(files)))
-    for root, files in sorted(found):
+        visited.add(real_path)
+        contents.append((root, sorted(files)))
+    for root, files in sorted(contents):
         yield from (os.path.join(root, file) for file in files)
 
 
 def read_rgb(path: Path) -> Image.Image:
-    """Decode an image as PIL's conversion to RGB gives it; EXIF rotation is not applied.
+    """Decode an image and convert it to RGB with PIL, without applying EXIF rotation.
 
-    16-bit gray, which that conversion would clip to white, is scaled to 8 bits.
+    16-bit grayscale, which PIL would clip to white, is scaled to 8 bits instead.
 
     Raises:
         UserError: the file can't be opened or decoded; the message begins with its path.
     """
     try:
         with Image.open(path) as image:
-            # PIL itself only warns of files that claim more pixels than any photograph has.
+            # PIL itself only warns about decompression bombs.
             if image.width * image.height > Image.MAX_IMAGE_PIXELS:
-                raise ValueError(f"{image.width} x {image.height} pixels, as none has")
-            if image.mode.startswith("I"):  # I;16 and its kin, or I where PIL widens them
+                raise ValueError(
+                    f"{image.width} x {image.height} pixels, the limit is {Image.MAX_IMAGE_PIXELS}"
+                )
+            if image.mode.startswith("I"):  # I;16 and its variants, or I in some PIL versions
                 gray = np.asarray(image).astype(np.float64) / 257  # 65535 / 255
                 image = Image.fromarray(gray.clip(0, 255).round().astype(np.uint8))
             return image.convert("RGB")
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file; give the path of an image") from error
-    except Exception as error:  # decoders raise nearly anything on damaged files
+    except Exception as error:  # a decoder can raise almost any exception on a damaged file
         raise UserError(
             f"{path}: not an image that can be read ({one_line(error, 150)})"
         ) from error

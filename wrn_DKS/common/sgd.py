@@ -1,14 +1,18 @@
-"""SGD with momentum, in one kernel for all parameters where the device has such."""
+"""SGD with momentum, with a fused kernel where the device has one."""
 
 import torch
 from torch import nn
 
 
 def make_sgd(model: nn.Module, lr: float, momentum: float, weight_decay: float) -> torch.optim.SGD:
-    """The optimizer of a model that is on its device, in its layout; momentum starts at zero.
+    """Create the optimizer with momentum buffers of zero.
 
     Args:
-        weight_decay: on every trainable tensor, BN's and biases too, as in the released code.
+        model: already on its device and in its memory format.
+        lr: learning rate.
+        momentum: 0 for none.
+        weight_decay: applied to every trainable tensor, including batch-norm parameters and
+            biases, as in the released code.
     """
     device = next(model.parameters()).device
     optimizer = torch.optim.SGD(
@@ -16,17 +20,17 @@ def make_sgd(model: nn.Module, lr: float, momentum: float, weight_decay: float) 
         lr,
         momentum,
         weight_decay=weight_decay,
-        fused=device.type in ("cpu", "cuda"),  # one kernel, not one for each tensor and term
+        fused=device.type in ("cpu", "cuda"),
     )
     clear_momentum(optimizer)
     return optimizer
 
 
 def clear_momentum(optimizer: torch.optim.SGD) -> None:
-    """Set every momentum buffer to zero, from which the first step goes as it does without one.
+    """Set every momentum buffer to zero, which is equivalent to having none before the first step.
 
-    Left out, they would be made by that step, by the fused kernel without a value; and if
-    float16's gradient scaler skips it, as it often does the first, they would stay so.
+    If they were missing, the fused kernel would create them uninitialized in the first step, and
+    they would stay so if the float16 gradient scaler skips that step, as it often does.
     """
     for group in optimizer.param_groups:
         if group["momentum"]:

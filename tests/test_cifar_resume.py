@@ -1,0 +1,129 @@
+"""wrn_DKS/main.py stopped and resumed: the same weights and log as without interruption."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from cifar_runs import SMALL_CIFAR_RUN, assert_same_run, records
+
+
+def test_run_stopped_in_each_epoch_resumes_to_the_same_weights(
+    wrn, cifar_main, cifar_run, monkeypatch, tmp_path, capsys
+):
+    folder, evaluate = tmp_path / "x", wrn.engine.Trainer.evaluate
+    options = ("--epochs", 4, "--epoch_step", "[3]", "--save", folder, "--resume", "auto")
+    for finished in range(4):
+        calls = iter(range(2))
+
+        def stop_in_second_epoch(trainer, batches, calls=calls):
+            if next(calls):
+                raise wrn.command_line.Interrupted(signal.SIGTERM)
+            return evaluate(trainer, batches)
+
+        monkeypatch.setattr(wrn.engine.Trainer, "evaluate", stop_in_second_epoch)
+        assert cifar_main(*options) == (143 if finished < 3 else 0)
+        assert len(records(folder)) == finished + 1
+    assert_same_run(folder, cifar_run)
+    assert "--resume auto" in capsys.readouterr().out
+
+
+def test_log_records_after_the_checkpoint_are_removed(cifar_main, cifar_run, tmp_path):
+    """A run killed between log and checkpoint repeats the epoch and logs it once."""
+    folder = tmp_path / "x"
+    assert cifar_main("--epochs", 2, "--epoch_step", "[3]", "--save", folder) == 0
+    with open(folder / "log.txt", "a") as log:
+        third_epoch = (cifar_run / "log.txt").read_text().splitlines()[2]
+        log.write(third_epoch + "\njson_stats: {half a li")
+    words = ("--epochs", 4, "--epoch_step", "[3]", "--resume", folder / "checkpoint.pt")
+    assert cifar_main(*words) == 0
+    assert_same_run(folder, cifar_run)
+
+
+def test_killed_run_resumes_to_the_same_weights(cifar_run, wrn, tmp_path):
+    words = [*SMALL_CIFAR_RUN, "--epochs", "4", "--epoch_step", "[3]", "--save", str(tmp_path)]
+    command = [sys.executable, "main.py", *words, "--resume", "auto"]
+    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    process = subprocess.Popen(command, cwd=wrn.path, env=environment)
+    while not (tmp_path / "log.txt").exists():
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    done = subprocess.run(command, cwd=wrn.path, env=environment, check=True, capture_output=True)
+    assert b"test error of the backbone" in done.stdout
+    assert_same_run(tmp_path, cifar_run)
+
+
+@pytest.mark.parametrize(("name", "status"), [("SIGINT", 130), ("SIGTERM", 143)])
+def test_signals_stop_a_run_with_a_checkpoint(wrn, tmp_path, name, status):
+    words = [*SMALL_CIFAR_RUN, "--epochs", "10000", "--save", str(tmp_path)]
+    process = subprocess.Popen(
+        [sys.executable, "main.py", *words], cwd=wrn.path, stdout=-1, stderr=-1, text=True
+    )
+    while not (tmp_path / "checkpoint.pt").exists():
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(getattr(signal, name))
+    out, errors = process.communicate(timeout=60)
+    assert process.returncode == status
+    assert "--resume auto" in out and errors == f"stopped by {name}\n"
+    assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["epoch"] >= 1
+
+
+def test_run_stopped_before_its_first_checkpoint_is_not_told_to_resume(
+    wrn, cifar_main, tmp_path, monkeypatch, capsys
+):
+    def stop(trainer, *args):
+        raise wrn.command_line.Interrupted(signal.SIGTERM)
+
+    monkeypatch.setattr(wrn.engine.Trainer, "train_epoch", stop)
+    assert cifar_main("--epochs", 1, "--save", tmp_path / "x") == 143
+    assert capsys.readouterr().out.endswith("to continue, run the same command again\n")
+
+
+def test_resuming_a_finished_run_prints_its_errors(cifar_main, cifar_run, capsys):
+    words = ("--epochs", 4, "--epoch_step", "[3]", "--save", cifar_run, "--resume", "auto")
+    assert cifar_main(*words) == 0
+    error = 100 - records(cifar_run)[-1]["test_acc"]
+    assert f"test error of the backbone: {error:.2f} %" in capsys.readouterr().out
+    assert len(records(cifar_run)) == 4
+
+
+def test_resuming_with_other_options_is_an_error(cifar_main, cifar_run, capsys):
+    before = {path: path.read_bytes() for path in cifar_run.iterdir()}
+    words = ("--lr", 0.2, "--method", "ds", "--save", cifar_run, "--resume", "auto")
+    assert cifar_main(*words) == 2
+    assert "--lr 0.2 (was 0.1)" in capsys.readouterr().err
+    path = cifar_run / "checkpoint.pt"
+    assert cifar_main("--depth", 16, "--evaluate", "--resume", path) == 2
+    assert "give --depth 10" in capsys.readouterr().err
+    assert before == {path: path.read_bytes() for path in cifar_run.iterdir()}
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda c: c.update(format=99),
+        lambda c: c.update(classes=[1, 2]),
+        lambda c: c.update(mean=[float("nan")] * 3),
+        lambda c: c.update(epoch=-1),
+        lambda c: c.update(optimizer={}),
+        lambda c: c.pop("options"),
+        lambda c: c["options"].update(surplus=1),
+        lambda c: c.update(surplus=1),
+        lambda c: c["model"].popitem(),
+    ],
+)
+def test_damaged_checkpoint_is_a_one_line_error(cifar_main, cifar_run, tmp_path, capsys, damage):
+    content = torch.load(cifar_run / "checkpoint.pt", weights_only=True)
+    damage(content)
+    path = tmp_path / "x.pt"
+    torch.save(content, path)
+    words = ("--epochs", 4, "--epoch_step", "[3]", "--save", tmp_path / "s", "--resume", path)
+    assert cifar_main(*words) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    assert not (tmp_path / "s" / "checkpoint.pt").exists()

@@ -1,0 +1,80 @@
+"""Checkpoints of the released code (`model.pt7`) are evaluated, exported and resumed."""
+
+import numpy as np
+import pytest
+import reference
+import torch
+from cifar_runs import records
+from synthetic import write_folders
+
+
+@pytest.fixture(scope="module")
+def legacy(tmp_path_factory):
+    """Write a checkpoint in the form of the released script and of PyTorch before 1.5."""
+    path = tmp_path_factory.mktemp("legacy") / "model.pt7"
+    with np.load(reference.FILE) as file:
+        params = reference.parameters(file)
+    trainable = [name for name in params if "running" not in name]
+    keys = [id(params[name]) for name in trainable]
+    momentum = {
+        key: {"momentum_buffer": numbered(params[name], i)}
+        for i, (key, name) in enumerate(zip(keys, trainable, strict=True))
+    }
+    group = {"lr": 0.1, "momentum": 0.9, "dampening": 0, "weight_decay": 5e-4, "nesterov": False}
+    optimizer = {"state": momentum, "param_groups": [{**group, "params": keys}]}
+    content = {"params": params, "epoch": 3, "optimizer": optimizer}
+    torch.save(content, path, _use_new_zipfile_serialization=False)
+    return path
+
+
+def numbered(tensor, number):
+    """Return a tensor of that shape whose elements encode `number` and their position."""
+    return torch.arange(float(tensor.numel())).view(tensor.shape) / 1e6 + number
+
+
+def write_hundred_classes(root):
+    counts = {f"c{i:02}": 1 for i in range(100)}
+    write_folders(root, counts, "train")
+    return write_folders(root, counts, "test")
+
+
+def test_released_checkpoints_are_evaluated_exported_and_resumed(wrn, legacy, tmp_path, capsys):
+    root = write_hundred_classes(tmp_path / "images")
+    words = ["--dataset", "folder", "--dataroot", str(root), "--depth", "16", "--width", "1"]
+    exported, folder = tmp_path / "x.pt", tmp_path / "run"
+    evaluate = [*words, "--evaluate", "--resume", str(legacy), "--export", str(exported)]
+    assert wrn.main.main(evaluate) == 0
+    assert "shallow branch" in capsys.readouterr().out
+    assert wrn.main.main([*words, "--evaluate", "--resume", str(exported)]) == 0
+    train = [*words, "--epochs", "4", "--save", str(folder), "--resume", str(legacy)]
+    assert wrn.main.main(train) == 0
+    assert [record["epoch"] for record in records(folder)] == [4]
+    wrong_depth = [*words, "--depth", "22", "--evaluate", "--resume", str(legacy)]
+    assert wrn.main.main(wrong_depth) == 2
+    assert "does not fit the network" in capsys.readouterr().err
+
+
+def test_momentum_is_assigned_to_the_right_parameters(wrn, legacy):
+    """The released code orders the parameters differently; both forms of keys are supported."""
+    content = wrn.checkpoint.load(legacy)
+    assert_momentum_follows_parameters(wrn, content)
+    optimizer = content["optimizer"]
+    keys = optimizer["param_groups"][0]["params"]
+    assert min(keys) > 84  # Python ids; now the indices of PyTorch 1.5 and later
+    optimizer["state"] = {i: optimizer["state"][key] for i, key in enumerate(keys)}
+    optimizer["param_groups"][0]["params"] = list(range(84))
+    assert_momentum_follows_parameters(wrn, content)
+
+
+def assert_momentum_follows_parameters(wrn, content):
+    model = wrn.wide_resnet.WideResNet(16, 1, 100)
+    state = wrn.legacy.legacy_state_dict(content["params"])
+    model.load_state_dict(state)
+    parameters = dict(model.named_parameters())
+    names = list(parameters)
+    momentum = wrn.legacy.legacy_momentum(content, names)
+    released_order = [n for n in state if "running" not in n and "num_batches" not in n]
+    assert len(momentum) == 84 and released_order != names
+    for index, name in enumerate(names):
+        expected = numbered(parameters[name], released_order.index(name))
+        assert torch.equal(momentum[index]["momentum_buffer"], expected)
