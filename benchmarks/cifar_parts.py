@@ -14,7 +14,6 @@ from benchmarks.profiling import step_operations, step_row
 from benchmarks.released import released_loss, released_step
 from benchmarks.runner import MEASURED_DTYPES, BenchmarkSetup
 from benchmarks.timing import Row, Work, compare, timed
-from common.command_line import DTYPES
 from common.metrics import MetricSums
 from data import CIFAR_MEAN, CIFAR_STD, Dataset, DatasetInfo, Split
 from engine import Trainer, accumulate
@@ -68,7 +67,7 @@ def new_trainer(
 ) -> Trainer:
     torch.manual_seed(1)
     model, schedule = WideResNet(depth, width, num_classes), StepSchedule(0.1, (), 1.0)
-    return Trainer(model, SynergyLoss(), schedule, WEIGHT_DECAY, DTYPES[dtype], device)
+    return Trainer(model, SynergyLoss(), schedule, WEIGHT_DECAY, getattr(torch, dtype), device)
 
 
 def random_batch(size: int, device: torch.device) -> Batch:

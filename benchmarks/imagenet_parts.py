@@ -15,7 +15,6 @@ from benchmarks.profiling import step_operations, step_row
 from benchmarks.released import released_step
 from benchmarks.runner import MEASURED_DTYPES, BenchmarkSetup
 from benchmarks.timing import Row, Work, compare
-from common.command_line import DTYPES
 from common.sgd import make_sgd
 from data import ImageFiles
 from engine import Trainer, memory_format
@@ -45,7 +44,7 @@ def our_step(shape: tuple[int, ...], dtype: str, device: torch.device) -> tuple[
     layout = memory_format(shape[-1], device)
     model = resnet.build("resnet18", num_classes=100).to(device, memory_format=layout)
     sgd = make_sgd(model, 0.1, 0.9, WEIGHT_DECAY)
-    trainer = Trainer(model, SynergyLoss(), sgd, dtype=DTYPES[dtype])
+    trainer = Trainer(model, SynergyLoss(), sgd, dtype=getattr(torch, dtype))
     batch = Batch(*random_batch(shape, device), 1.0)
     return model, partial(trainer.train_step, batch, 0.1)
 
@@ -76,10 +75,10 @@ def evaluation(setup: BenchmarkSetup, arch: str = "resnet50") -> Iterator[Row]:
         loader = evaluation_loader(files, BATCH_SIZE, setup.workers, device, guard)
         for dtype in MEASURED_DTYPES:
             model = our_network(arch, plain, dtype)
-            ours = partial(evaluate, model, loader, device, DTYPES[dtype])
+            ours = partial(evaluate, model, loader, device, getattr(torch, dtype))
             times = compare(ours, released, setup.rounds, device)
             batch = next(iter(released_loader))[0]
-            difference = largest_difference(model, plain, batch, DTYPES[dtype])
+            difference = largest_difference(model, plain, batch, getattr(torch, dtype))
             yield Row(what, dtype, *times, f"logits differ by {difference:.0e} of the largest")
 
 

@@ -14,7 +14,6 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.timing import Row, Work, compare, timed
-from common.command_line import DTYPES
 
 MakeStep = Callable[[], tuple[nn.Module, Work]]  # returns a network and a step that trains it
 
@@ -36,7 +35,7 @@ def step_row(
     """
     (_, ours), (_, released) = (make() for make in sides)
     ours_s, released_s = compare(ours, released, rounds, device)
-    rate, peak = operations / median(ours_s), peak_rate(DTYPES[dtype], device)
+    rate, peak = operations / median(ours_s), peak_rate(getattr(torch, dtype), device)
     shares = {"peak": rate / peak, **time_by_kind(ours, device)}
     del ours, released
     memory = [peak_memory(make, device) for make in sides]

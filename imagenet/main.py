@@ -19,7 +19,7 @@ import torch
 
 import resnet
 import results
-from common.command_line import DTYPES, UserError, exit_status, require_file
+from common.command_line import UserError, exit_status, require_file
 from common.distributed import barrier, distributed_context, print_once, rank, world_size
 from common.metrics import cost
 from data import ImageFiles
@@ -112,7 +112,7 @@ def score(
     )
     loader = evaluation_loader(dataset, config.batch_size, config.workers, device, workers)
     with EvaluationProgress(len(loader), config.print_freq, shown=rank() == 0) as progress:
-        return evaluate(loaded.model, loader, device, DTYPES[config.dtype], progress)
+        return evaluate(loaded.model, loader, device, getattr(torch, config.dtype), progress)
 
 
 def print_predictions(
@@ -125,7 +125,7 @@ def print_predictions(
     dataset = ImageFiles(config.predict, [0] * len(config.predict), transform)  # unlabeled
     loader = evaluation_loader(dataset, config.batch_size, config.workers, device, workers)
     titles = class_titles(loaded.class_names, loaded.num_classes)
-    predictions = predict(loaded.model, loader, device, DTYPES[config.dtype])
+    predictions = predict(loaded.model, loader, device, getattr(torch, config.dtype))
     for path, classes in zip(config.predict, predictions, strict=True):
         print(path)
         for index, probability in classes:

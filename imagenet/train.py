@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 
 import train_state
 import weights
-from common.command_line import DTYPES, exit_status
+from common.command_line import exit_status
 from common.distributed import barrier, distributed_context, print_once, rank
 from common.metrics import cost
 from common.run_folder import CHECKPOINT, lock_run_folder, refuse_run_file
@@ -98,7 +98,7 @@ def make_trainer(config: Config, num_classes: int, device: torch.device) -> Trai
         criterion,
         make_sgd(model, config.lr, config.momentum, config.weight_decay),
         ModelEma(model, config.ema) if config.ema else None,
-        DTYPES[config.dtype],
+        getattr(torch, config.dtype),
         config.grad_accumulation,
     )
     if config.compile:

@@ -76,7 +76,7 @@ def parse(argv: Sequence[str] | None = None) -> Config:
     if values["augmentation"] is None:
         values["augmentation"] = "resized-crop" if values["arch"] == "resnet152" else "crop"
     # One name for each dtype: `half` and `float16` are the same option when a run is resumed.
-    values["dtype"] = str(DTYPES[values["dtype"]]).removeprefix("torch.")
+    values["dtype"] = DTYPES[values["dtype"]]
     config = Config(**values)
     if config.lr_schedule == "cosine" and config.warmup_epochs >= config.epochs:
         raise UserError(

@@ -7,7 +7,6 @@ import torch
 from torch import Tensor, nn
 
 from common import metrics
-from common.command_line import DTYPES
 from study.logs import Study
 from study.plan import Preset, Row
 from synergy import SynergyLoss
@@ -85,7 +84,7 @@ def saved_bytes(model: nn.Module, row: Row, batch_size: int, image_size: int) ->
             saved[address] = tensor
         return tensor
 
-    dtype, loss = DTYPES[row.dtype], SynergyLoss(row.method, row.direction)
+    dtype, loss = getattr(torch, row.dtype), SynergyLoss(row.method, row.direction)
     images = torch.zeros(batch_size, 3, image_size, image_size)
     with torch.autograd.graph.saved_tensors_hooks(save, lambda tensor: tensor):
         with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from common import checkpoint
-from common.command_line import DTYPES, Interrupted, UserError, exit_status
+from common.command_line import Interrupted, UserError, exit_status
 from common.distributed import barrier, distributed_context, print_once, rank
 from common.metrics import cost
 from common.run_folder import CHECKPOINT, LOCK, lock_run_folder, refuse_run_file
@@ -138,7 +138,7 @@ def make_trainer(config: Config, num_classes: int, device: torch.device, branche
         SynergyLoss(config.method, config.direction, config.aux_weight, config.synergy_weight),
         StepSchedule(config.lr, config.epoch_step, config.lr_decay_ratio),
         config.weight_decay,
-        DTYPES[config.dtype],
+        getattr(torch, config.dtype),
         device,
     )
 

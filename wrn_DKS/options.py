@@ -80,7 +80,7 @@ def parse(argv: Sequence[str] | None = None) -> Config:
         if options["device"] != "auto":
             raise UserError("--gpu_id and --device can't be combined; give only one of them")
         options["device"] = f"cuda:{gpu}"
-    options["dtype"] = str(DTYPES[options["dtype"]]).removeprefix("torch.")  # half is float16
+    options["dtype"] = DTYPES[options["dtype"]]
     native_size = IMAGE_SIZES[options["dataset"]]
     options["image_size"] = options["image_size"] or native_size
     config = Config(**options)

@@ -1,4 +1,7 @@
-"""The command line of every script: flags, one-line errors, and termination signals."""
+"""The command line of every script: flags, one-line errors, and termination signals.
+
+This module does not import torch, so that `--help` does not wait for it.
+"""
 
 import argparse
 import contextlib
@@ -8,14 +11,12 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-import torch
-
-DTYPES = {
-    "float32": torch.float32,
-    "float": torch.float32,
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
-    "half": torch.float16,
+DTYPES = {  # torch's name of each spelling
+    "float32": "float32",
+    "float": "float32",
+    "bfloat16": "bfloat16",
+    "float16": "float16",
+    "half": "float16",
 }
 
 
@@ -171,8 +172,15 @@ def exit_status(run: Callable[[], None]) -> int:
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Return whether the device or the host ran out of memory."""
-    # cuDNN, cuBLAS and the CPU allocator raise plain RuntimeErrors.
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "alloc" in str(error).lower()
+    # torch.OutOfMemoryError is a RuntimeError. cuDNN, cuBLAS and the CPU allocator raise plain
+    # RuntimeErrors.
+    names = {cls.__name__ for cls in type(error).__mro__}
+    return bool(names & {"MemoryError", "OutOfMemoryError"}) or "alloc" in str(error).lower()
+
+
+def plural(count: int, noun: str) -> str:
+    """Return the count with its noun: "1 epoch", "3 epochs"."""
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
 
 
 def one_line(error: BaseException, limit: int = 500) -> str:
