@@ -59,8 +59,16 @@ def test_weights_and_methods(wrn):
         baseline = SynergyLoss("baseline")(given, labels)
         assert (baseline.total, baseline.backbone) == (dks.backbone, dks.backbone)
         assert baseline.branches == baseline.synergy == 0
-    with pytest.raises(ValueError, match="no method"):
+    with pytest.raises(ValueError, match="'dsk': expected one of baseline, ds, dks"):
         SynergyLoss("dsk")
+    with pytest.raises(ValueError, match="'up': expected one of bidirectional, top-down"):
+        SynergyLoss("dks", "up")
+
+
+def test_classifiers_with_other_classes_are_refused(wrn):
+    logits = [torch.zeros(5, 7), torch.zeros(5, 6)]
+    with pytest.raises(ValueError, match=r"one shape .* \[\(5, 7\), \(5, 6\)\]"):
+        wrn.synergy.SynergyLoss()(logits, torch.zeros(5).long())
 
 
 def test_logits_as_one_tensor_are_refused_with_what_was_expected(wrn):

@@ -8,8 +8,10 @@ Each learns from the labels y, and each ordered pair (j, i) in which j teaches i
 The second sum is the synergy loss. Its gradient reaches the student i only: the teacher's
 probabilities p_j are detached.
 
-Departure from the released code: it adds 1e-8 to the probabilities before the logarithm, which is
-NaN in half precision. Here the logarithm is log_softmax, in float32 at least.
+To use it in another project, copy this file; it needs nothing but torch.
+
+Departure from the released code: it adds 1e-8 to the probabilities to avoid log(0). In half
+precision 1e-8 is 0, and the loss becomes NaN. Here log_softmax is used, in float32 at least.
 """
 
 from collections.abc import Sequence
@@ -20,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 METHODS = ("baseline", "ds", "dks")
-# Which classifier j teaches which i, by comparing their depths.
+# j teaches i where this comparison of their depths, depth[j] ? depth[i], is true.
 DIRECTIONS = {"bidirectional": torch.ne, "top-down": torch.gt, "bottom-up": torch.lt}
 
 
@@ -87,8 +89,10 @@ class SynergyLoss(nn.Module):
         label_smoothing: float = 0.0,
     ):
         super().__init__()
-        if method not in METHODS or direction not in DIRECTIONS:
-            raise ValueError(f"no method {method!r} or direction {direction!r}")
+        if method not in METHODS:
+            raise ValueError(f"method {method!r}: expected one of {', '.join(METHODS)}")
+        if direction not in DIRECTIONS:
+            raise ValueError(f"direction {direction!r}: expected one of {', '.join(DIRECTIONS)}")
         self.method = method
         self.direction = direction
         self.aux_weight = aux_weight
@@ -105,14 +109,21 @@ class SynergyLoss(nn.Module):
 
         Raises:
             TypeError: `logits` is the tensor (B, K) of one classifier.
+            ValueError: the classifiers' logits differ in shape.
         """
         if isinstance(logits, Tensor) and logits.dim() < 3:
             raise TypeError(
                 "expected a sequence of logits (B, K), one for each classifier, the backbone's "
                 f"first; got one tensor of shape {tuple(logits.shape)}"
             )
-        used = logits[:1] if self.method == "baseline" else logits
-        logits = [in_float32(each) for each in used]
+        logits = [in_float32(each) for each in logits]
+        if self.method == "baseline":
+            logits = logits[:1]
+        if len({each.shape for each in logits}) != 1:
+            shapes = [tuple(each.shape) for each in logits]
+            raise ValueError(
+                f"expected logits of one shape (B, K) from all classifiers, got {shapes}"
+            )
         cross_entropy = torch.stack(
             [F.cross_entropy(each, labels, label_smoothing=self.label_smoothing) for each in logits]
         )  # (N,)
