@@ -111,19 +111,9 @@ class SynergyLoss(nn.Module):
             TypeError: `logits` is the tensor (B, K) of one classifier.
             ValueError: the classifiers' logits differ in shape.
         """
-        if isinstance(logits, Tensor) and logits.dim() < 3:
-            raise TypeError(
-                "expected a sequence of logits (B, K), one for each classifier, the backbone's "
-                f"first; got one tensor of shape {tuple(logits.shape)}"
-            )
-        logits = [in_float32(each) for each in logits]
-        if self.method == "baseline":
-            logits = logits[:1]
-        if len({each.shape for each in logits}) != 1:
-            shapes = [tuple(each.shape) for each in logits]
-            raise ValueError(
-                f"expected logits of one shape (B, K) from all classifiers, got {shapes}"
-            )
+        check_logits(logits)
+        classifiers = 1 if self.method == "baseline" else len(logits)
+        logits = [in_float32(each) for each in logits[:classifiers]]
         cross_entropy = torch.stack(
             [F.cross_entropy(each, labels, label_smoothing=self.label_smoothing) for each in logits]
         )  # (N,)
@@ -133,6 +123,18 @@ class SynergyLoss(nn.Module):
         backbone, branches = cross_entropy[0], cross_entropy[1:].sum()
         total = backbone + self.aux_weight * branches + self.synergy_weight * synergy
         return Losses(total, backbone, branches, synergy)
+
+
+def check_logits(logits: Sequence[Tensor]) -> None:
+    """Raise what `SynergyLoss.forward` promises if the logits are not N tensors (B, K)."""
+    if isinstance(logits, Tensor) and logits.dim() < 3:
+        raise TypeError(
+            "expected a sequence of logits (B, K), one for each classifier, the backbone's first; "
+            f"got one tensor of shape {tuple(logits.shape)}"
+        )
+    shapes = [tuple(each.shape) for each in logits]
+    if len(set(shapes)) != 1:
+        raise ValueError(f"expected logits of one shape (B, K) from all classifiers, got {shapes}")
 
 
 def in_float32(logits: Tensor) -> Tensor:
