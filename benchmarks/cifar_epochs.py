@@ -14,11 +14,11 @@ from benchmarks.cifar_parts import WEIGHT_DECAY, new_trainer
 from benchmarks.released import released_loss, released_step
 from benchmarks.runner import MEASURED_DTYPES, BenchmarkSetup
 from benchmarks.timing import Row, Work, compare
+from common.progress import Progress
 from data import Dataset as TensorDataset
 from data import find_test_folder, load_dataset
 from engine import Trainer
 from loader import AugmentedBatches, Batches
-from progress import Progress
 from wide_resnet import WideResNet
 
 Transform = Callable[[Image.Image], Tensor]

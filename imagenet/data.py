@@ -16,7 +16,7 @@ from common.command_line import UserError
 from common.distributed import print_once
 from common.images import list_images, read_rgb
 from presets import evaluation_transform, training_transform
-from validation_set import class_indices, list_validation_images
+from validation_set import class_indices, list_validation_images, skipped_files
 
 UNREADABLE = -1  # label of a skipped image
 
@@ -91,7 +91,7 @@ class ImageSets(NamedTuple):
 def find_image_sets(
     data: Path, val_labels: Path | None, image_size: int, augmentation: str
 ) -> ImageSets:
-    """List the images of `data/train` and `data/val` without reading them.
+    """List the images of `data/train` and of `data/val`, or `data/test`, without reading them.
 
     The classes are the folders of `train` in alphabetical order. A validation image is labeled by
     the name of its class; some classes may have no validation images.
@@ -101,15 +101,13 @@ def find_image_sets(
             not one of `train`.
     """
     train = list_images(data / "train")
-    if train.num_skipped:
-        print_once(f"{data / 'train'}: skipped {train.num_skipped} file(s) that are not images")
     if len(train.classes) < 2:
         raise UserError(
             f"{data / 'train'}: only one class, {train.classes[0]}; expected at least two"
         )
     validation = list_validation_images(data, val_labels)
-    for note in validation.notes:
-        print_once(f"{data / 'val'}: {note}")
+    for note in skipped_files(data / "train", train.num_skipped) + validation.notes:
+        print_once(note)
     labels = class_indices(validation.class_names, train.classes, len(train.classes))
     return ImageSets(
         train.classes,

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import torch
 
-from common.command_line import UserError, one_line
+from common.command_line import UserError, root_cause
 from pretrained import load_model
 
 
@@ -71,8 +71,9 @@ def download_released_weights(arch: str, url: str | None = None, timeout_s: floa
             # The temporary file is about to be removed, so the message must not name it.
             reason = str(error).replace(str(downloaded), "the downloaded file").rstrip(".")
             raise UserError(
-                f"cannot download the weights of {arch}: {reason}. Download {file.web_page} "
-                f"({file.size_mib} MiB) in a browser and pass the file as --model_path"
+                f"open {file.web_page} in a browser, save the weights of {arch} "
+                f"({file.size_mib} MiB) and give the file as --model_path FILE; the automatic "
+                f"download failed: {reason}"
             ) from error
         os.replace(downloaded, target)
     return target
@@ -90,7 +91,7 @@ def download_file(url: str, path: Path, timeout_s: float) -> None:
         quiet = not sys.stderr.isatty()
         gdown.download(url, str(path), quiet=quiet, use_cookies=False, timeout=timeout_s)
     except Exception as error:  # gdown's own exceptions, those of requests, and OSError
-        reason = one_line(error, 200).partition("The received bytes are kept")[0].strip()
+        reason = root_cause(error).partition("The received bytes are kept")[0].strip()
         raise UserError(reason) from error
     if not path.is_file():
         raise UserError(f"no file received from {url}")

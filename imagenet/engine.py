@@ -1,5 +1,6 @@
-"""The trainer: one training step, one training epoch, one evaluation."""
+"""The trainer: one training step, one training epoch, one evaluation; the weight average."""
 
+import copy
 from collections.abc import Callable
 from contextlib import nullcontext
 
@@ -9,13 +10,42 @@ from torch.utils.data import DataLoader
 
 from common.distributed import broadcast_buffers, world_size, wrap_ddp
 from common.metrics import MetricSums, topk_correct
-from ema import ModelEma
 from evaluate import Scores, evaluate
 from loader import Batch, TrainingLoader
 from preemption import CheckpointHook
 from progress import EpochProgress
 from schedule import Schedule
 from synergy import Losses
+
+
+class ModelEma:
+    """A copy of a model with averaged weights: average <- decay * average + (1 - decay) * weight.
+
+    The running statistics of batch normalization are averaged as well, because those of the
+    original model do not fit the averaged weights.
+
+    Args:
+        model: the model to follow; the average starts at its current weights.
+        decay: in [0, 1); 0 copies the weights.
+    """
+
+    def __init__(self, model: nn.Module, decay: float):
+        self.model = copy.deepcopy(model).eval().requires_grad_(False)
+        self._decay = decay
+        # Listed once, because the tensors of both models are only ever changed in place.
+        pairs = list(
+            zip(self.model.state_dict().values(), model.state_dict().values(), strict=True)
+        )
+        self._averaged = [pair for pair in pairs if pair[0].is_floating_point()]
+        self._copied = [pair for pair in pairs if not pair[0].is_floating_point()]  # counters
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Update the average with the model's weights, after a step."""
+        averages, weights = map(list, zip(*self._averaged, strict=True))
+        torch._foreach_lerp_(averages, weights, 1 - self._decay)
+        for average, value in self._copied:
+            average.copy_(value)
 
 
 class Trainer:

@@ -2,7 +2,7 @@
 
 Record of an epoch:
     epoch, step: numbers of finished epochs and steps.
-    arch, method, seed: of the run.
+    arch, method, seed, options: of the run; `options` are those of the command line.
     lr: learning rate of the last step.
     train: mean losses by part (`total` is minimized) and top-1 errors of the classifiers, over the
         augmented images of the epoch, while the weights changed.
@@ -17,12 +17,13 @@ from pathlib import Path
 
 from torch import Tensor
 
-from common.run_folder import Log
+from common.json_log import Log
 from evaluate import CLASSIFIERS, Scores
 from synergy import Losses
 from train_options import Config
 
 LOG = "log.jsonl"
+UNUSED_LOSSES = {"baseline": ("branches", "synergy"), "ds": ("synergy",)}  # always zero
 
 
 class EpochLog:
@@ -44,7 +45,7 @@ class EpochLog:
     def write(self, config: Config, epoch: int, step: int, metrics: dict) -> None:
         """Write the record of an epoch: the metrics and the run they belong to."""
         run = {name: getattr(config, name) for name in ("arch", "method", "seed")}
-        record = {"epoch": epoch, "step": step, **run, **metrics}
+        record = {"epoch": epoch, "step": step, **run, **metrics, "options": config.to_dict()}
         self._log.append(record)
         for tag, value in tensorboard_scalars(record).items():
             self._writer.add_scalar(tag, value, step)
@@ -52,9 +53,10 @@ class EpochLog:
         train, validation, times = record["train"], record["validation"], record["times"]
         print(
             f"epoch {epoch}/{config.epochs}: lr {record['lr']:.4g}, train loss "
-            f"{train['losses']['total']:.4f} error {train['top1_errors'][0]:.2f} %, validation "
-            f"top-1 {validation['top1_errors'][0]:.2f} % top-5 {validation['top5_errors'][0]:.2f} "
-            f"%, {times['images_per_s']:.0f} images/s, {times['waiting_percent']:.0f} % waiting",
+            f"{train['losses']['total']:.4f}, top-1 error {train['top1_errors'][0]:.2f} %, "
+            f"validation top-1 error {validation['top1_errors'][0]:.2f} %, top-5 error "
+            f"{validation['top5_errors'][0]:.2f} %, {times['images_per_s']:.0f} images/s, "
+            f"{times['waiting_percent']:.0f} % waiting",
             flush=True,
         )
 
@@ -75,18 +77,20 @@ def validation_record(scores: Scores) -> dict:
     """Return the entry `validation` or `ema` of a record."""
     return {
         "images": scores.images,
-        "top1_errors": [errors.top1 for errors in scores.classifiers],
-        "top5_errors": [errors.top5 for errors in scores.classifiers],
-        "averaged_top1_error": scores.ensemble.top1,
-        "averaged_top5_error": scores.ensemble.top5,
+        "top1_errors": [errors.top1_error for errors in scores.classifiers],
+        "top5_errors": [errors.top5_error for errors in scores.classifiers],
+        "ensemble_top1_error": scores.ensemble.top1_error,
+        "ensemble_top5_error": scores.ensemble.top5_error,
     }
 
 
 def tensorboard_scalars(record: dict) -> dict[str, float]:
     """Return the TensorBoard scalars of an epoch by tag."""
     scalars = {"learning rate": record["lr"]}
+    unused = UNUSED_LOSSES.get(record["method"], ())
     for part, value in record["train"]["losses"].items():
-        scalars[f"loss train/{part}"] = value
+        if part not in unused:
+            scalars[f"loss train/{part}"] = value
     for part in ("train", "validation", "ema"):
         for kind in ("top1", "top5"):
             errors = record.get(part, {}).get(f"{kind}_errors", [])

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from common.command_line import UserError, is_out_of_memory, one_line
+from common.command_line import UserError, is_out_of_memory, one_line, plural
 from common.metrics import MetricSums, topk_correct
 from loader import device_batches
 
@@ -19,8 +19,8 @@ CLASSIFIERS = ("backbone", "shallow branch", "deep branch")  # in the order of t
 class Errors(NamedTuple):
     """Error rates of a classifier, in percent."""
 
-    top1: float
-    top5: float
+    top1_error: float
+    top5_error: float
 
 
 @dataclass(frozen=True)
@@ -79,11 +79,12 @@ def evaluate(
     totals = sums.totals()
     if totals["not_finite"]:
         raise UserError(
-            f"the logits are not finite for {int(totals['not_finite'])} image(s); use --dtype "
-            "bfloat16 or float32 instead of float16, or another checkpoint"
+            f"the logits are not finite for {plural(int(totals['not_finite']), 'image')}; use "
+            "--dtype bfloat16 or float32 instead of float16, or another checkpoint"
         )
     if not totals["images"]:
-        raise UserError(f"none of the {int(totals['unreadable'])} images could be read")
+        skipped = plural(int(totals["unreadable"]), "image")
+        raise UserError(f"no image left to score: skipped {skipped} that cannot be read")
     return summarize(totals)
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 
-from common.command_line import UserError
+from common.command_line import UserError, plural
 from common.distributed import shard, world_size
 from data import AugmentedDataset, ImageFiles, derived_seed
 from presets import IMAGENET_MEAN, IMAGENET_STD
@@ -118,6 +118,7 @@ class TrainingLoader:
         device: torch.device,
         worker_init: Callable[[int], None],
     ):
+        self.files = files
         self.sampler = sampler
         self._device = device
         self._mean = 255 * torch.tensor(IMAGENET_MEAN, device=device).view(3, 1, 1)
@@ -169,7 +170,8 @@ def evaluation_loader(
     count = len(dataset)
     if count < world_size():
         raise UserError(
-            f"{count} image(s) for {world_size()} processes; start at most one process per image"
+            f"{plural(count, 'image')} for {world_size()} processes; start at most one process per "
+            "image"
         )
     return DataLoader(
         Subset(dataset, range(*shard(count).indices(count))),

@@ -1,37 +1,56 @@
-"""Evaluate a network on ImageNet's validation set, or classify images.
+"""Evaluate a network on ImageNet's validation set, classify images, or export a backbone.
 
     python main.py -a resnet152 --pretrained IMAGENET             the released weights
-    python main.py -a resnet152 --model_path FILE IMAGENET        a checkpoint
-    python main.py -a resnet152 --model_path FILE --predict A.jpg
+    python main.py --model_path runs/r152 IMAGENET                a run of train.py, or a checkpoint
+    python main.py --model_path runs/r152 --predict A.jpg
+    python main.py --model_path runs/r152 --export r152.pth       for torchvision and timm
     torchrun --nproc_per_node 8 main.py …                         on eight GPUs
 
 IMAGENET is the folder that contains val/. The paper reports a top-1 error of 20.98 % with
 ResNet-152.
 """
 
+import os
 import sys
+
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch: idle threads must not spin
+
+from common.command_line import UserError, exit_status, require_file
+from options import Config, parse
+
+if __name__ == "__main__" and {"-h", "--help"} & set(sys.argv[1:]):
+    sys.exit(exit_status(parse))  # without the imports below, which take seconds
+
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import torch
 
 import resnet
-import results
-from common.command_line import UserError, exit_status, require_file
-from common.distributed import barrier, distributed_context, print_once, rank, world_size
+from common.distributed import (
+    barrier,
+    describe_devices,
+    distributed_context,
+    print_once,
+    rank,
+    world_size,
+)
 from common.metrics import cost
+from common.results import list_predictions, print_predictions, write_json
+from common.run_folder import checkpoint_path
 from data import ImageFiles
 from download import download_released_weights
 from evaluate import Scores, check_image_size, evaluate, predict
 from loader import WorkerSignalGuard, evaluation_loader
-from options import Config, parse
 from presets import evaluation_transform
 from pretrained import LoadedModel, load_model, load_torchvision
 from progress import EvaluationProgress
+from results import print_scores, write_scores
 from validation_set import LabeledImages, class_indices, class_titles, list_validation_images
-from weights import sha256
+from weights import export_backbone, sha256
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -46,52 +65,93 @@ def run(config: Config) -> None:
         if config.download_only:
             return
         loaded = load(config, checkpoint)
-        loaded.model.to(device, memory_format=torch.channels_last)
-        check_image_size(loaded.model, config.image_size, device)
+        if config.export:
+            export(config, loaded)
+            return
+        config = complete(config, loaded)
+        prepare(config, loaded, device)
         if config.predict:
-            print_predictions(config, loaded, device, workers)
+            classify(config, loaded, device, workers)
             return
         start = time.perf_counter()
         scores = score(config, loaded, images, device, workers)
         seconds = time.perf_counter() - start
         if rank() == 0:
             if config.json:
-                results.write_json(config, checkpoint, scores, seconds)
-            results.print_scores(config, scores, seconds)
+                write_scores(config, checkpoint, scores, seconds)
+            print_scores(config, scores, seconds)
 
 
 def find_checkpoint(config: Config) -> Path | None:
     """Return the file to load, downloading released weights; None for torchvision's weights."""
-    path = config.model_path
+    path = config.model_path and checkpoint_path(config.model_path)
     if config.pretrained or config.download_only:
+        arch = "resnet18" if config.arch is None else config.arch
         # Process 0 downloads first. Processes on other machines may have a cache of their own.
-        path = download_released_weights(config.arch) if rank() == 0 else None
+        path = download_released_weights(arch) if rank() == 0 else None
         barrier()
-        path = path or download_released_weights(config.arch)
+        path = path or download_released_weights(arch)
     if path:
-        require_file("--model_path", path, "a checkpoint")
+        require_file("--model_path", path, "a checkpoint, or the --save folder of a run")
+        if config.json and config.json.resolve() == path.resolve():
+            raise UserError(
+                f"--json {config.json}: would overwrite the checkpoint; choose another name"
+            )
         print_once(f"checkpoint: {path}, SHA-256 {sha256(path)}")
     return path
 
 
 def load(config: Config, checkpoint: Path | None) -> LoadedModel:
-    """Load the model; print its cost for inference and for training with branches."""
+    """Load the network from a checkpoint or, if there is none, with torchvision's weights."""
     if checkpoint is None:
-        return load_torchvision(config.arch, config.torchvision_weights)
-    loaded = load_model(config.arch, checkpoint, config.branches)
-    if loaded.image_size not in (None, config.image_size):
+        arch = "resnet18" if config.arch is None else config.arch
+        return load_torchvision(arch, config.torchvision_weights)
+    return load_model(config.arch, checkpoint, config.branches)
+
+
+def export(config: Config, loaded: LoadedModel) -> None:
+    """Write the backbone to a file for torchvision and timm."""
+    if rank() == 0:
+        export_backbone(loaded.network, config.export, loaded.metadata)
+        print(f"backbone of {loaded.metadata.arch}: {config.export}")
+
+
+def complete(config: Config, loaded: LoadedModel) -> Config:
+    """Return the options with the network and the image size of the checkpoint filled in.
+
+    Prints in what the evaluation differs from training.
+    """
+    trained = loaded.metadata
+    size = config.image_size or trained.image_size or 224
+    if trained.image_size not in (None, size):
         print_once(
-            f"note: trained on images of {loaded.image_size} pixels, evaluating on "
-            f"{config.image_size}; --image-size {loaded.image_size} matches training"
+            f"note: trained on images of {trained.image_size} pixels, evaluating on {size}; "
+            f"--image-size {trained.image_size} matches training"
         )
+    if trained.dtype not in (None, config.dtype):
+        print_once(
+            f"note: trained in {trained.dtype}, evaluating in {config.dtype}; --dtype "
+            f"{trained.dtype} matches training"
+        )
+    return replace(config, arch=trained.arch, image_size=size)
+
+
+def prepare(config: Config, loaded: LoadedModel, device: torch.device) -> None:
+    """Move the network to the device; print its cost and in what it computes."""
     if config.arch in resnet.NETWORKS:
         network = partial(resnet.build, config.arch, num_classes=loaded.num_classes)
-        for purpose, branches in (("inference", False), ("training with DKS", True)):
+        for branches in (False, True)[: 1 + loaded.has_branches]:
+            purpose = "training, with branches" if branches else "inference"
             size = cost(partial(network, branches), config.image_size)
             print_once(f"{config.arch} for {purpose}: {size}")
-        if config.dtype != "float32":  # float32 logits stay bit-identical to training's
-            resnet.fold_batch_norms(loaded.model)
-    return loaded
+    print_once(
+        f"{describe_devices(device)}, dtype {config.dtype}, images of {config.image_size} pixels"
+    )
+    # In float32 the logits stay bit-identical to training's.
+    if config.dtype != "float32" and isinstance(loaded.model, resnet.DKSResNet):
+        resnet.fold_batch_norms(loaded.model)
+    loaded.model.to(device, memory_format=torch.channels_last)
+    check_image_size(loaded.model, config.image_size, device)
 
 
 def score(
@@ -103,19 +163,16 @@ def score(
 ) -> Scores:
     """Evaluate the model on the validation images."""
     for note in images.notes:
-        print_once(f"{config.data / 'val'}: {note}")
-    dataset = ImageFiles(
-        images.paths,
-        class_indices(images.class_names, loaded.class_names, loaded.num_classes),
-        evaluation_transform(config.image_size, config.resize),
-        config.skip_unreadable,
-    )
+        print_once(note)
+    labels = class_indices(images.class_names, loaded.metadata.class_names, loaded.num_classes)
+    transform = evaluation_transform(config.image_size, config.resize)
+    dataset = ImageFiles(images.paths, labels, transform, config.skip_unreadable)
     loader = evaluation_loader(dataset, config.batch_size, config.workers, device, workers)
     with EvaluationProgress(len(loader), config.print_freq, shown=rank() == 0) as progress:
         return evaluate(loaded.model, loader, device, getattr(torch, config.dtype), progress)
 
 
-def print_predictions(
+def classify(
     config: Config, loaded: LoadedModel, device: torch.device, workers: WorkerSignalGuard
 ) -> None:
     """Print the five most likely classes of each given image."""
@@ -124,12 +181,12 @@ def print_predictions(
     transform = evaluation_transform(config.image_size, config.resize)
     dataset = ImageFiles(config.predict, [0] * len(config.predict), transform)  # unlabeled
     loader = evaluation_loader(dataset, config.batch_size, config.workers, device, workers)
-    titles = class_titles(loaded.class_names, loaded.num_classes)
-    predictions = predict(loaded.model, loader, device, getattr(torch, config.dtype))
-    for path, classes in zip(config.predict, predictions, strict=True):
-        print(path)
-        for index, probability in classes:
-            print(f"  {100 * probability:6.2f}%  {titles[index]}")
+    titles = class_titles(loaded.metadata.class_names, loaded.num_classes)
+    classes = predict(loaded.model, loader, device, getattr(torch, config.dtype))
+    predictions = list_predictions(config.predict, classes, titles)
+    print_predictions(predictions)
+    if config.json:
+        write_json(config.json, predictions)
 
 
 if __name__ == "__main__":

@@ -1,22 +1,13 @@
-"""Command-line options of `main.py`."""
+"""Command-line options of `main.py`. Does not import torch."""
 
 import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torchvision
-
-from common.command_line import (
-    DTYPES,
-    ArgumentParser,
-    UserError,
-    bounded_number,
-    require_writable_file,
-)
-from presets import RESIZES
-from resnet import NETWORKS
-from shared_flags import add_batch_size, add_device, add_val_labels, add_workers
+from common.command_line import ArgumentParser, UserError, bounded_number, require_writable_file
+from common.flag_groups import add_device_flags
+from shared_flags import ARCHS, add_batch_size, add_data, add_workers, resolve_aliases
 
 
 @dataclass(frozen=True)
@@ -26,11 +17,11 @@ class Config:
     data: Path | None
     val_labels: Path | None
     resize: str
-    image_size: int  # pixels
+    image_size: int | None  # pixels; None: that of training, otherwise 224
     skip_unreadable: bool
     workers: int  # per process
-    arch: str
-    model_path: Path | None
+    arch: str | None  # None: that of the checkpoint, otherwise resnet18
+    model_path: Path | None  # a file, or the folder of a run
     pretrained: bool
     torchvision_weights: str | None
     branches: bool
@@ -41,6 +32,7 @@ class Config:
     print_freq: int  # batches
     json: Path | None
     predict: tuple[Path, ...]
+    export: Path | None
 
 
 def parse(argv: Sequence[str] | None = None) -> Config:
@@ -52,27 +44,20 @@ def parse(argv: Sequence[str] | None = None) -> Config:
     Raises:
         UserError: an argument is unknown or invalid, or arguments contradict each other.
     """
-    values = vars(build_parser().parse_args(argv))
+    values = resolve_aliases(vars(build_parser().parse_args(argv)), "main.py")
     config = Config(**values | {"predict": tuple(values["predict"] or ())})
-    check_model(config)
+    check_weights(config)
     check_task(config)
-    if config.json:
-        require_writable_file("--json", config.json)
-        if config.model_path and config.json.resolve() == config.model_path.resolve():
-            raise UserError(
-                f"--json {config.json}: would overwrite the checkpoint; choose another name"
-            )
+    for flag, path in (("--json", config.json), ("--export", config.export)):
+        if path:
+            require_writable_file(flag, path)
+    if config.export and config.export.exists():
+        raise UserError(f"--export {config.export}: exists already; choose another name")
     return config
 
 
-def check_model(config: Config) -> None:
-    """Raise `UserError` for an unknown network, or unless there is one source of weights."""
-    known = torchvision.models.list_models(module=torchvision.models)
-    if config.arch not in NETWORKS and config.arch not in known:
-        raise UserError(
-            f"-a {config.arch}: expected {', '.join(NETWORKS)}, or the name of another torchvision "
-            "classifier, such as resnet34"
-        )
+def check_weights(config: Config) -> None:
+    """Raise `UserError` unless there is one source of weights."""
     sources = (config.model_path, config.pretrained, config.torchvision_weights)
     given = sum(map(bool, sources)) + (config.download_only and not config.pretrained)
     if given != 1:
@@ -85,19 +70,22 @@ def check_model(config: Config) -> None:
 
 
 def check_task(config: Config) -> None:
-    """Raise `UserError` unless the task is either evaluation, prediction or a download."""
-    if not config.predict and not config.download_only:
+    """Raise `UserError` unless the task is one of evaluation, prediction, export and download."""
+    tasks = ["--download-only"] if config.download_only else []
+    tasks += ["--export"] if config.export else []
+    tasks += ["--predict"] if config.predict else []
+    if not tasks:
         if config.data is None:
             raise UserError("no data; give the folder that contains val/, or --predict IMAGE …")
         return
-    task = "--download-only" if config.download_only else "--predict"
+    task, *others = tasks
     conflicts = {
         "the data folder": config.data,
         "--val-labels": config.val_labels,
-        "--json": config.json,
+        "--json": config.json if task != "--predict" else None,
         "--branches": config.branches,
         "--skip-unreadable": config.skip_unreadable,
-        "--predict": config.predict and config.download_only,
+        **dict.fromkeys(others, True),
     }
     for name, value in conflicts.items():
         if value:
@@ -108,24 +96,23 @@ def build_parser() -> argparse.ArgumentParser:
     """Build the parser of `main.py`."""
     parser = ArgumentParser(
         prog="main.py",
-        description="Evaluate a network on the ImageNet validation set, or classify images. "
-        "Flags may be spelled with hyphens or underscores.",
+        description="Evaluate a network on the ImageNet validation set, classify images, or export "
+        "a backbone. Flags may be spelled with hyphens or underscores.",
     )
     add_data_flags(parser.add_argument_group("data"))
     add_model_flags(parser.add_argument_group("model"))
-    add_run_flags(parser.add_argument_group("run"))
+    run = parser.add_argument_group("run")
+    add_device_flags(run)
+    add_batch_size(run)
     add_output_flags(parser.add_argument_group("output"))
     return parser
 
 
 def add_data_flags(group) -> None:
-    group.add_argument(
-        "data", metavar="DATA", type=Path, nargs="?", help="folder that contains val/"
-    )
-    add_val_labels(group)
+    add_data(group, "val/ or test/")
     group.add_argument(
         "--resize",
-        choices=RESIZES,
+        choices=("square", "shorter-side"),
         default="square",
         help="resize before the center crop: to a square, ignoring the aspect ratio, as in the "
         "released code; or the shorter side, as is common",
@@ -134,8 +121,8 @@ def add_data_flags(group) -> None:
         "--image-size",
         metavar="PIXELS",
         type=bounded_number(int, 8),
-        default=224,
-        help="side of the center crop in pixels; images are resized to 256/224 of it first",
+        help="side of the center crop in pixels; images are resized to 256/224 of it first "
+        "(default: that of training if the checkpoint names it, otherwise 224)",
     )
     group.add_argument(
         "--skip-unreadable",
@@ -150,10 +137,15 @@ def add_model_flags(group) -> None:
         "-a",
         "--arch",
         metavar="NAME",
-        default="resnet18",
-        help=f"network: {', '.join(NETWORKS)}, or another torchvision classifier",
+        help=f"network: {', '.join(ARCHS)}, or another torchvision classifier (default: that of "
+        f"the checkpoint if it names it, otherwise {ARCHS[0]})",
     )
-    group.add_argument("--model_path", metavar="FILE", type=Path, help="checkpoint to load")
+    group.add_argument(
+        "--model_path",
+        metavar="FILE",
+        type=Path,
+        help="checkpoint to load, or the --save folder of a run",
+    )
     group.add_argument(
         "--pretrained",
         action="store_true",
@@ -175,17 +167,6 @@ def add_model_flags(group) -> None:
     )
 
 
-def add_run_flags(group) -> None:
-    add_device(group)
-    group.add_argument(
-        "--dtype",
-        choices=DTYPES,
-        default="float32",
-        help="data type of convolutions and matrix products",
-    )
-    add_batch_size(group)
-
-
 def add_output_flags(group) -> None:
     group.add_argument(
         "-p",
@@ -204,4 +185,11 @@ def add_output_flags(group) -> None:
         type=Path,
         nargs="+",
         help="print the five most likely classes of these images instead of evaluating",
+    )
+    group.add_argument(
+        "--export",
+        metavar="FILE",
+        type=Path,
+        help="write the backbone's weights for torchvision and timm instead of evaluating; "
+        ".safetensors or torch.save's format",
     )

@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch.utils.data import DataLoader
 
 from common.command_line import Interrupted, UserError, termination_signals
-from common.distributed import is_peer_failure, print_once
+from common.distributed import is_peer_failure
 
 NEVER = -(2**62)  # stands for a step that does not exist
 
@@ -102,10 +102,6 @@ class CheckpointHook:
         if signum or due:
             self.save()
         if signum:
-            print_once(
-                f"saved after step {self._trainer.step}; to continue, add --resume auto to the "
-                "same command"
-            )
             raise Interrupted(signum)
 
     def save(self) -> None:

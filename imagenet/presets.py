@@ -11,8 +11,6 @@ from torchvision.transforms import InterpolationMode
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
-RESIZES = ("square", "shorter-side")
-AUGMENTATIONS = ("crop", "resized-crop")
 BICUBIC = InterpolationMode.BICUBIC  # as in the released evaluation
 
 

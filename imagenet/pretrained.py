@@ -8,9 +8,9 @@ from torch import Tensor, nn
 
 import resnet
 from common import checkpoint
-from common.command_line import UserError, one_line
+from common.command_line import UserError, plural, root_cause
 from common.distributed import print_once
-from weights import LoadedCheckpoint, read_checkpoint
+from weights import Metadata, read_checkpoint
 
 
 class LoadedModel(NamedTuple):
@@ -18,8 +18,13 @@ class LoadedModel(NamedTuple):
 
     model: nn.Module  # in evaluation mode; returns a tuple of logits
     num_classes: int
-    class_names: list[str] | None  # in label order, if known
-    image_size: int | None = None  # used in training, in pixels, if known
+    metadata: Metadata  # the architecture, and what else the checkpoint says
+    has_branches: bool  # whether the checkpoint has auxiliary branches, loaded or not
+
+    @property
+    def network(self) -> nn.Module:
+        """The model, with torchvision's parameter names."""
+        return self.model.network if isinstance(self.model, TupleOutput) else self.model
 
 
 class TupleOutput(nn.Module):
@@ -33,11 +38,12 @@ class TupleOutput(nn.Module):
         return (self.network(images),)
 
 
-def load_model(arch: str, path: Path, branches: bool = False) -> LoadedModel:
+def load_model(arch: str | None, path: Path, branches: bool = False) -> LoadedModel:
     """Build a network and load a checkpoint into it, strictly.
 
     Args:
-        arch: a key of `resnet.NETWORKS`, or the name of another torchvision classifier.
+        arch: a key of `resnet.NETWORKS`, or the name of another torchvision classifier. None: that
+            of the checkpoint, or ResNet-18 if it does not name one.
         path: a checkpoint in any form that `read_checkpoint` accepts.
         branches: load the auxiliary branches as well. They are dropped otherwise.
 
@@ -46,12 +52,13 @@ def load_model(arch: str, path: Path, branches: bool = False) -> LoadedModel:
             although `branches` is set.
     """
     loaded = read_checkpoint(path)
-    if loaded.arch not in (None, arch):
-        raise UserError(f"{path}: a checkpoint of {loaded.arch}, not {arch}; use -a {loaded.arch}")
+    is_named = (arch, loaded.metadata.arch) != (None, None)
+    arch = choose_arch(arch, loaded.metadata.arch, path)
     if loaded.key == "ema":
         print_once(f"{path}: using the averaged (EMA) weights")
     backbone = resnet.backbone_state_dict(loaded.state_dict)
-    if branches and len(backbone) == len(loaded.state_dict):
+    has_branches = len(backbone) < len(loaded.state_dict)
+    if branches and not has_branches:
         raise UserError(f"{path} has no auxiliary branches; leave out --branches")
     state_dict = loaded.state_dict if branches else backbone
     network = build_network(arch, branches)
@@ -60,22 +67,49 @@ def load_model(arch: str, path: Path, branches: bool = False) -> LoadedModel:
     num_classes = shape[0] if shape else 1000  # a wrong shape is reported by load_weights
     if num_classes != 1000:
         network = build_network(arch, branches, num_classes)
-    checkpoint.load_weights(network, state_dict, path)
-    check_class_names(loaded, num_classes, path)
+    try:
+        checkpoint.load_weights(network, state_dict, path)
+    except UserError as error:
+        if is_named:
+            raise
+        raise UserError(f"{error}; taken for a {arch}: give its network with -a") from error
+    check_class_names(loaded.metadata.class_names, num_classes, path)
     network.eval()
     model = network if isinstance(network, resnet.DKSResNet) else TupleOutput(network)
-    return LoadedModel(model, num_classes, loaded.class_names, loaded.image_size)
+    return LoadedModel(model, num_classes, loaded.metadata._replace(arch=arch), has_branches)
 
 
-def check_class_names(loaded: LoadedCheckpoint, num_classes: int, path: Path) -> None:
+def choose_arch(given: str | None, named: str | None, path: Path) -> str:
+    """Return the architecture that was given, or else the one that the checkpoint names."""
+    if given is None:
+        arch = next(iter(resnet.NETWORKS)) if named is None else named
+        check_arch(arch, f"{path}: network")
+        return arch
+    check_arch(given)
+    if named not in (None, given):
+        raise UserError(f"{path}: a checkpoint of {named}, not {given}; leave out -a")
+    return given
+
+
+def check_arch(arch: str, source: str = "-a") -> None:
+    """Raise `UserError` for a network that is neither in `resnet.NETWORKS` nor in torchvision."""
+    known = torchvision.models.list_models(module=torchvision.models)
+    if arch not in resnet.NETWORKS and arch not in known:
+        raise UserError(
+            f"{source} {arch}: expected {', '.join(resnet.NETWORKS)}, or the name of another "
+            "torchvision classifier, such as resnet34"
+        )
+
+
+def check_class_names(class_names: list[str] | None, num_classes: int, path: Path) -> None:
     """Raise `UserError` unless the checkpoint's class names, if any, fit the network."""
-    if loaded.class_names is None:
+    if class_names is None:
         return
-    distinct = len(set(loaded.class_names))
+    distinct = len(set(class_names))
     if distinct != num_classes:
         raise UserError(
-            f"{path}: {distinct} different class names for a network of {num_classes} classes; "
-            "use an undamaged checkpoint"
+            f"{path}: {plural(distinct, 'different class name')} for a network of "
+            f"{plural(num_classes, 'class')}; use an undamaged checkpoint"
         )
 
 
@@ -89,6 +123,7 @@ def load_torchvision(arch: str, name: str) -> LoadedModel:
     Raises:
         UserError: torchvision has no such weights, or the download failed.
     """
+    check_arch(arch)
     known = torchvision.models.get_model_weights(arch)
     if name not in known.__members__:
         raise UserError(
@@ -98,11 +133,12 @@ def load_torchvision(arch: str, name: str) -> LoadedModel:
         network = torchvision.models.get_model(arch, weights=known[name])
     except (OSError, RuntimeError) as error:  # RuntimeError if the hash of the file is wrong
         raise UserError(
-            f"--torchvision-weights {name}: download failed ({one_line(error, 150)}); "
-            "check the network connection and try again"
+            f"--torchvision-weights {name}: connect to the internet and try again, or download "
+            f"{known[name].url} elsewhere and give it as --model_path FILE; the download failed: "
+            f"{root_cause(error)}"
         ) from error
     num_classes = len(known[name].meta["categories"])
-    return LoadedModel(TupleOutput(network.eval()), num_classes, None)
+    return LoadedModel(TupleOutput(network.eval()), num_classes, Metadata(arch), False)
 
 
 def build_network(arch: str, branches: bool = False, num_classes: int = 1000) -> nn.Module:

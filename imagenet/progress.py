@@ -3,9 +3,8 @@
 import time
 from collections.abc import Callable, Iterable, Iterator
 
-from tqdm import tqdm
-
 from common.distributed import rank
+from common.progress import Bar, format_duration
 from evaluate import Scores
 from loader import Batch
 
@@ -17,18 +16,14 @@ class EpochProgress:
         description: of the bar.
         first_step: number of steps of the epoch that are already done.
         steps: number of steps in the epoch.
+        steps_after: number of steps in the remaining epochs.
     """
 
-    def __init__(self, description: str, first_step: int, steps: int):
+    def __init__(self, description: str, first_step: int, steps: int, steps_after: int = 0):
         hidden = None if rank() == 0 else True  # None: hidden unless there is a terminal
-        self._bar = tqdm(
-            total=steps,
-            initial=first_step,
-            desc=description,
-            unit="step",
-            leave=False,
-            disable=hidden,
-        )
+        self._bar = Bar(total=steps, initial=first_step, desc=description, disable=hidden)
+        self._first_step = first_step
+        self._steps_after = steps_after
         self._images = 0.0
         self._waiting_s = 0.0
         self._start = time.perf_counter()
@@ -54,13 +49,14 @@ class EpochProgress:
             self._bar.update()
 
     def show(self, loss: float) -> None:
-        """Show the loss of a batch and the throughput so far."""
-        times = self.times()
-        self._bar.set_postfix_str(
-            f"loss {loss:.3f}, {times['images_per_s']:.0f} images/s, "
-            f"{times['waiting_percent']:.0f} % waiting for data",
-            refresh=False,
-        )
+        """Show the loss of a batch, the throughput so far and the remaining time of the run."""
+        times, done = self.times(), self._bar.n + 1 - self._first_step
+        to_do = self._bar.total - self._bar.n - 1 + self._steps_after
+        left = f", {format_duration(times['train_s'] / done * to_do)} left"
+        rate = f" {times['images_per_s']:.0f} img/s"
+        waiting = f", {times['waiting_percent']:.0f} % waiting"  # for data
+        text = f" loss {loss:.2f}"
+        self._bar.statuses = (text + rate + waiting + left, text + rate + left, text + left, left)
 
     def times(self) -> dict[str, float]:
         """Return seconds, images per second (over all processes) and percent of time waiting."""
@@ -82,9 +78,11 @@ class EvaluationProgress:
     """
 
     def __init__(self, batches: int, interval: int, shown: bool = True):
-        self._bar = tqdm(total=batches, unit="batch", disable=not shown)
+        hidden = None if shown else True  # None: hidden unless there is a terminal
+        self._bar = Bar(total=batches, disable=hidden)
         self._interval = interval
         self._done = 0
+        self._start = time.perf_counter()
 
     def __enter__(self) -> "EvaluationProgress":
         return self
@@ -97,7 +95,9 @@ class EvaluationProgress:
         if self._bar.disable or (self._done % self._interval and self._done < self._bar.total):
             return
         errors = scores_so_far().classifiers[0]
-        self._bar.set_postfix_str(
-            f"top-1 {errors.top1:.2f}%, top-5 {errors.top5:.2f}%", refresh=False
-        )
+        seconds = time.perf_counter() - self._start
+        left = f", {format_duration(seconds / self._done * (self._bar.total - self._done))} left"
+        top1 = f" top-1 error {errors.top1_error:.2f} %"
+        both = f"{top1}, top-5 error {errors.top5_error:.2f} %"
+        self._bar.statuses = (both + left, both, top1)
         self._bar.update(self._done - self._bar.n)

@@ -21,30 +21,42 @@ class Stage(NamedTuple):
     planes: int  # output channels of a BasicBlock, a quarter of a Bottleneck's
 
 
+class BranchSpec(NamedTuple):
+    """Where a branch is attached, and its stages."""
+
+    layer: int  # of the backbone: 2 attaches it to the output of layer2 (conv3_x)
+    stages: tuple[Stage, ...]
+
+
 class NetworkConfig(NamedTuple):
-    """Blocks of a backbone and of its two branches."""
+    """Blocks of a backbone, and its branches from shallow to deep."""
 
     block: type[BasicBlock] | type[Bottleneck]
     blocks: tuple[int, int, int, int]  # in layer1 to layer4, as in torchvision
-    shallow: tuple[Stage, ...]  # branch attached to layer2 (conv3_x)
-    deep: tuple[Stage, ...]  # branch attached to layer3 (conv4_x)
+    branches: tuple[BranchSpec, ...]
 
 
 NETWORKS = {
     "resnet18": NetworkConfig(
-        BasicBlock, (2, 2, 2, 2), shallow=(Stage(1, 256), Stage(2, 512)), deep=(Stage(2, 1024),)
+        BasicBlock,
+        (2, 2, 2, 2),
+        (BranchSpec(2, (Stage(1, 256), Stage(2, 512))), BranchSpec(3, (Stage(2, 1024),))),
     ),
     "resnet50": NetworkConfig(
-        Bottleneck, (3, 4, 6, 3), shallow=(Stage(3, 256), Stage(2, 512)), deep=(Stage(3, 1024),)
+        Bottleneck,
+        (3, 4, 6, 3),
+        (BranchSpec(2, (Stage(3, 256), Stage(2, 512))), BranchSpec(3, (Stage(3, 1024),))),
     ),
     "resnet152": NetworkConfig(
-        Bottleneck, (3, 8, 36, 3), shallow=(Stage(18, 256), Stage(2, 512)), deep=(Stage(3, 1024),)
+        Bottleneck,
+        (3, 8, 36, 3),
+        (BranchSpec(2, (Stage(18, 256), Stage(2, 512))), BranchSpec(3, (Stage(3, 1024),))),
     ),
 }
 
 
 class DKSResNet(ResNet):
-    """A ResNet with torchvision's parameter names, plus `branches.0` and `branches.1`.
+    """A ResNet with torchvision's parameter names, plus `branches.0`, `branches.1`, and so on.
 
     For a given seed, the backbone's initial weights equal torchvision's, with or without branches.
 
@@ -56,28 +68,34 @@ class DKSResNet(ResNet):
 
     def __init__(self, config: NetworkConfig, branches: bool = True, num_classes: int = 1000):
         super().__init__(config.block, list(config.blocks), num_classes)
-        block = config.block
-        attached = ((128, config.shallow), (256, config.deep)) if branches else ()
+        self._specs = config.branches if branches else ()
         # Built after the backbone, whose random initialization must not depend on them.
         self.branches = nn.ModuleList(
-            Branch(block, planes * block.expansion, stages, num_classes)
-            for planes, stages in attached
+            Branch(config.block, layer_channels(config.block, spec.layer), spec.stages, num_classes)
+            for spec in self._specs
         )
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        """Classify images (N, 3, H, W).
+        """Classify images (B, 3, H, W).
 
         Returns:
-            Logits (N, K) of the backbone, the shallow branch and the deep branch. Without
+            Logits (B, K) of the backbone, then of the branches from shallow to deep. Without
             branches, a 1-tuple with the backbone's logits.
         """
         x = self.maxpool(self.relu(self.bn1(self.conv1(images))))
-        shallow = self.layer2(self.layer1(x))
-        deep = self.layer3(shallow)
-        x = self.avgpool(self.layer4(deep)).flatten(1)
-        # Without branches, zip yields nothing.
-        inputs = zip(self.branches, (shallow, deep), strict=False)
-        return self.fc(x), *(branch(features) for branch, features in inputs)
+        features = []  # of layer1 to layer4
+        for layer in (self.layer1, self.layer2, self.layer3, self.layer4):
+            x = layer(x)
+            features.append(x)
+        logits = [self.fc(self.avgpool(x).flatten(1))]
+        for spec, branch in zip(self._specs, self.branches, strict=True):
+            logits.append(branch(features[spec.layer - 1]))
+        return tuple(logits)
+
+
+def layer_channels(block: type[BasicBlock] | type[Bottleneck], layer: int) -> int:
+    """Return the output channels of layer1 to layer4 of a ResNet."""
+    return 64 * 2 ** (layer - 1) * block.expansion
 
 
 class Branch(nn.Module):
@@ -108,7 +126,7 @@ class Branch(nn.Module):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, features: Tensor) -> Tensor:
-        """Compute logits (N, K) from the backbone's features (N, in_channels, H, W)."""
+        """Compute logits (B, K) from the backbone's features (B, in_channels, H, W)."""
         return self.classifier(self.stages(features).mean((2, 3)))
 
 

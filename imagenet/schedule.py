@@ -1,9 +1,20 @@
-"""Learning-rate schedule."""
+"""Learning-rate schedule. Does not import torch."""
 
 import math
 from typing import NamedTuple
 
+from common.command_line import plural
+
 LR_SCHEDULES = ("step", "cosine")
+
+
+def default_milestones(epochs: int) -> tuple[int, ...]:
+    """Return the paper's milestones, 30, 60 and 90 of 100 epochs, scaled to `epochs` epochs.
+
+    Milestones that fall together or do not lie inside the run are dropped.
+    """
+    scaled = {round(epochs * percent / 100) for percent in (30, 60, 90)}
+    return tuple(sorted(milestone for milestone in scaled if 0 < milestone < epochs))
 
 
 class Schedule(NamedTuple):
@@ -27,3 +38,20 @@ class Schedule(NamedTuple):
             return self.lr * 0.5 * (1 + math.cos(math.pi * progress))
         finished = step // self.steps_per_epoch
         return self.lr * self.factor ** sum(finished >= milestone for milestone in self.milestones)
+
+    def __str__(self) -> str:
+        """Describe the schedule, such as `learning rate 0.1, decayed to 0.01 after epoch 30`."""
+        text = f"learning rate {self.lr:g}"
+        if self.warmup_epochs:
+            unit = "epoch" if self.warmup_epochs == 1 else "epochs"
+            text += f" after {self.warmup_epochs:g} {unit} of linear warmup"
+        if self.kind == "cosine":
+            return f"{text}, decayed to 0 along half a cosine over {plural(self.epochs, 'epoch')}"
+        rate, decays = self.lr, []
+        for milestone in sorted(self.milestones):
+            rate *= self.factor
+            if milestone < self.epochs:
+                decays.append(f"{rate:g} after {milestone}")
+        if not decays:
+            return f"{text}, constant over {plural(self.epochs, 'epoch')}"
+        return f"{text}, decayed to {', '.join(decays).replace('after', 'after epoch', 1)}"

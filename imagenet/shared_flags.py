@@ -1,12 +1,19 @@
-"""Flags that `main.py` and `train.py` have in common."""
+"""Flags that `main.py` and `train.py` have in common. Does not import torch."""
 
 import os
 from pathlib import Path
 
-from common.command_line import bounded_number
+from common.command_line import DTYPES, UserError, bounded_number
+
+# Networks with branches: the keys of `resnet.NETWORKS`, which would take seconds to import.
+ARCHS = ("resnet18", "resnet50", "resnet152")
 
 
-def add_val_labels(group) -> None:
+def add_data(group, contents: str) -> None:
+    group.add_argument(
+        "data", metavar="DATA", type=Path, nargs="?", help=f"folder that contains {contents}"
+    )
+    group.add_argument("--dataroot", metavar="DIR", type=Path, help="the same as DATA")
     group.add_argument(
         "--val-labels",
         metavar="FILE",
@@ -21,6 +28,7 @@ def add_workers(group, most: int) -> None:
     group.add_argument(
         "-j",
         "--workers",
+        "--nthread",
         metavar="N",
         type=bounded_number(int, 0, 1024),
         default=min(most, os.cpu_count() or 1),
@@ -39,7 +47,25 @@ def add_batch_size(group) -> None:
     )
 
 
-def add_device(group) -> None:
-    group.add_argument(
-        "--device", default="auto", help="auto (a GPU if available), cpu, cuda, cuda:1, …"
-    )
+def resolve_aliases(values: dict, script: str) -> dict:
+    """Replace --dataroot by the data folder and the dtype by torch's name for it.
+
+    Args:
+        values: options of `script` by name.
+
+    Raises:
+        UserError: the data folder is given twice, or several GPUs without torchrun.
+    """
+    values = dict(values)
+    dataroot, gpus = values.pop("dataroot"), values.pop("ngpu")
+    if gpus > 1:
+        raise UserError(
+            f"--ngpu {gpus}: to use several GPUs, run torchrun --nproc_per_node {gpus} {script} …"
+        )
+    if dataroot and values["data"] not in (None, dataroot):
+        raise UserError(
+            f"--dataroot {dataroot}: the data folder is also given as {values['data']}; give one "
+            "of them"
+        )
+    # One name for each dtype: `half` and `float16` are the same option when a run is resumed.
+    return values | {"data": values["data"] or dataroot, "dtype": DTYPES[values["dtype"]]}

@@ -8,7 +8,17 @@ or resumes the run. The defaults are the paper's: 100 epochs of SGD with batches
 it reports a top-1 error of 28.68 % with ResNet-18.
 """
 
+import os
 import sys
+
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch: idle threads must not spin
+
+from common.command_line import Interrupted, exit_status, plural
+from train_options import Config, parse
+
+if __name__ == "__main__" and {"-h", "--help"} & set(sys.argv[1:]):
+    sys.exit(exit_status(parse))  # without the imports below, which take seconds
+
 from collections.abc import Sequence
 from contextlib import nullcontext
 from functools import partial
@@ -18,14 +28,12 @@ from torch.utils.data import DataLoader
 
 import train_state
 import weights
-from common.command_line import exit_status
-from common.distributed import barrier, distributed_context, print_once, rank
+from common.distributed import barrier, describe_devices, distributed_context, print_once, rank
 from common.metrics import cost
 from common.run_folder import CHECKPOINT, lock_run_folder, refuse_run_file
 from common.sgd import make_sgd
 from data import ImageSets, find_image_sets
-from ema import ModelEma
-from engine import Trainer, memory_format
+from engine import ModelEma, Trainer, memory_format
 from epoch_log import LOG, EpochLog, train_record, validation_record
 from evaluate import catch_out_of_memory
 from loader import ResumableBatchSampler, TrainingLoader, WorkerSignalGuard, evaluation_loader
@@ -34,7 +42,6 @@ from progress import EpochProgress
 from resnet import build
 from schedule import Schedule
 from synergy import SynergyLoss
-from train_options import Config, parse
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -43,47 +50,68 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(config: Config) -> None:
+    config = config.with_folder()
     if config.export:
         refuse_run_file("--export", config.export, config.save, LOG)
-    with (
-        distributed_context(config.device) as device,
-        lock_run_folder(config.save) if rank() == 0 else nullcontext(),
-        catch_out_of_memory(),
-    ):
-        barrier()  # the other processes continue once the folder is locked
+    with distributed_context(config.device) as device, catch_out_of_memory():
         torch.backends.cudnn.benchmark = True  # image sizes do not change
-        train(config, device)
+        # The images come first: a run that is refused because of them leaves no folder behind.
+        sets = find_image_sets(
+            config.data, config.val_labels, config.image_size, config.augmentation
+        )
+        barrier()  # all processes have chosen the folder before it is created
+        with lock_run_folder(config.save) if rank() == 0 else nullcontext():
+            barrier()  # the other processes continue once the folder is locked
+            train(config, sets, device)
 
 
-def train(config: Config, device: torch.device) -> None:
+def train(config: Config, sets: ImageSets, device: torch.device) -> None:
     """Train to the last epoch, from the start or from a checkpoint."""
     checkpoint = train_state.checkpoint_to_resume(config)
-    sets = find_image_sets(config.data, config.val_labels, config.image_size, config.augmentation)
+    content = train_state.read(checkpoint) if checkpoint else None
+    config = config.with_milestones(content and content["options"].get("milestones"))
     sampler = ResumableBatchSampler(len(sets.train), config.batch_size, config.seed)
+    schedule = config.schedule(sampler.steps)
     trainer = make_trainer(config, len(sets.class_names), device)
-    print_once(
-        f"{len(sets.train)} training images of {len(sets.class_names)} classes, "
-        f"{len(sets.validation)} validation images; {sampler.steps} steps per epoch on {device}"
-    )
-    if checkpoint:
-        train_state.resume(checkpoint, trainer, config, sets, sampler.steps)
+    print_start(config, sets, schedule, device)
+    if content:
+        train_state.resume(content, checkpoint, trainer, config, sets, sampler.steps)
     train_state.check_all_ranks_resumed(trainer)
     if trainer.epoch >= config.epochs:
-        print_once(f"all {config.epochs} epochs are already done")
-    train_epochs(config, trainer, sets, sampler)
+        print_once(f"the run of {plural(config.epochs, 'epoch')} is already finished")
+    train_epochs(config, trainer, sets, sampler, schedule)
     if config.export and rank() == 0:
-        model = trainer.ema.model if trainer.ema else trainer.model
-        weights.export_backbone(model, config.export)
-        print(f"backbone: {config.export}")
+        export(config, trainer, sets)
+
+
+def print_start(config: Config, sets: ImageSets, schedule: Schedule, device: torch.device) -> None:
+    """Print the size of the data, where the run computes and writes, and the learning rate."""
+    print_once(
+        f"{plural(len(sets.train), 'training image')} of {plural(len(sets.class_names), 'class')}, "
+        f"{plural(len(sets.validation), 'validation image')}; "
+        f"{plural(schedule.steps_per_epoch, 'step')} per epoch"
+    )
+    print_once(f"{describe_devices(device)}, dtype {config.dtype}, output folder {config.save}")
+    print_once(str(schedule))
+
+
+def export(config: Config, trainer: Trainer, sets: ImageSets) -> None:
+    """Write the backbone, with the averaged weights if there are any."""
+    model = trainer.ema.model if trainer.ema else trainer.model
+    metadata = weights.Metadata(config.arch, sets.class_names, config.image_size, config.dtype)
+    weights.export_backbone(model, config.export, metadata)
+    averaged = " (averaged weights)" if trainer.ema else ""
+    print(f"backbone of {config.arch}{averaged}: {config.export}")
 
 
 def make_trainer(config: Config, num_classes: int, device: torch.device) -> Trainer:
     """Build the model, loss and optimizer of the options; print the model's cost."""
     network = partial(build, config.arch, num_classes=num_classes)
     branches = config.method != "baseline"
-    if rank() == 0:
-        print(f"{config.arch} for inference: {cost(partial(network, False), config.image_size)}")
-        print(f"for training: {cost(partial(network, branches), config.image_size)}")
+    for with_branches in (False, True)[: 1 + branches]:
+        purpose = "training, with branches" if with_branches else "inference"
+        size = cost(partial(network, with_branches), config.image_size)
+        print_once(f"{config.arch} for {purpose}: {size}")
     torch.manual_seed(config.seed)
     model = network(branches).to(device, memory_format=memory_format(config.image_size, device))
     criterion = SynergyLoss(
@@ -106,19 +134,6 @@ def make_trainer(config: Config, num_classes: int, device: torch.device) -> Trai
     return trainer
 
 
-def make_schedule(config: Config, steps_per_epoch: int) -> Schedule:
-    """Build the learning-rate schedule of the options."""
-    return Schedule(
-        config.lr_schedule,
-        config.lr,
-        steps_per_epoch,
-        config.epochs,
-        config.warmup_epochs,
-        config.milestones,
-        config.lr_factor,
-    )
-
-
 def make_loaders(
     config: Config,
     sets: ImageSets,
@@ -137,7 +152,11 @@ def make_loaders(
 
 
 def train_epochs(
-    config: Config, trainer: Trainer, sets: ImageSets, sampler: ResumableBatchSampler
+    config: Config,
+    trainer: Trainer,
+    sets: ImageSets,
+    sampler: ResumableBatchSampler,
+    schedule: Schedule,
 ) -> None:
     """Train, validate, log and save each of the remaining epochs.
 
@@ -145,29 +164,50 @@ def train_epochs(
         UserError: a loss was not finite, an image cannot be read, or the run cannot be saved.
         Interrupted: a signal arrived; the run is saved.
     """
-    schedule = make_schedule(config, sampler.steps)
     save = partial(train_state.save, config.save / CHECKPOINT, trainer, config, sets)
     log = EpochLog(config.save, trainer.epoch, trainer.step) if rank() == 0 else None
     with WorkerSignalGuard() as workers, PreemptionGuard() as preemption:
-        loader, validation_loader = make_loaders(config, sets, sampler, trainer.device, workers)
+        loaders = make_loaders(config, sets, sampler, trainer.device, workers)
         hook = CheckpointHook(preemption, trainer, save, config.checkpoint_minutes)
-        while trainer.epoch < config.epochs:
-            progress = EpochProgress(
-                f"epoch {trainer.epoch + 1}/{config.epochs}",
-                trainer.step - trainer.epoch * sampler.steps,
-                sampler.steps,
+        try:
+            while trainer.epoch < config.epochs:
+                record = train_epoch(config, trainer, loaders, schedule, hook)
+                if log:
+                    log.write(config, trainer.epoch, trainer.step, record)
+                hook.save()
+        except Interrupted:  # here by the hook alone, which has saved the run
+            print_once(
+                f"saved after step {trainer.step} of the run; to continue, run the same command "
+                f"with --save {config.save} --resume auto"
             )
-            trainer.train_epoch(loader, schedule, hook, progress, config.log_interval)
-            record = {"lr": schedule.rate(trainer.step - 1), "times": progress.times()}
-            record["train"] = train_record(trainer.sums.totals(), len(sets.train))
-            for name, scores in trainer.evaluate(validation_loader, hook).items():
-                record[name] = validation_record(scores)
-            trainer.finish_epoch()
-            if log:
-                log.write(config, trainer.epoch, trainer.step, record)
-            hook.save()
+            raise
     if log:
         log.close()
+
+
+def train_epoch(
+    config: Config,
+    trainer: Trainer,
+    loaders: tuple[TrainingLoader, DataLoader],
+    schedule: Schedule,
+    hook: CheckpointHook,
+) -> dict:
+    """Train to the end of the current epoch and validate; return the record for the log."""
+    loader, validation_loader = loaders
+    steps = loader.sampler.steps
+    progress = EpochProgress(
+        f"epoch {trainer.epoch + 1}/{config.epochs}",
+        trainer.step - trainer.epoch * steps,
+        steps,
+        (config.epochs - trainer.epoch - 1) * steps,
+    )
+    trainer.train_epoch(loader, schedule, hook, progress, config.log_interval)
+    record = {"lr": schedule.rate(trainer.step - 1), "times": progress.times()}
+    record["train"] = train_record(trainer.sums.totals(), len(loader.files))
+    for name, scores in trainer.evaluate(validation_loader, hook).items():
+        record[name] = validation_record(scores)
+    trainer.finish_epoch()
+    return record
 
 
 if __name__ == "__main__":

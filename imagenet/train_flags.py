@@ -1,14 +1,12 @@
-"""Command-line flags of `train.py`."""
+"""Command-line flags of `train.py`. Does not import torch."""
 
 import argparse
 from pathlib import Path
 
-from common.command_line import DTYPES, ArgumentParser, bounded_number
-from presets import AUGMENTATIONS
-from resnet import NETWORKS
+from common.command_line import ArgumentParser, bounded_number
+from common.flag_groups import add_device_flags, add_method_flags
 from schedule import LR_SCHEDULES
-from shared_flags import add_batch_size, add_device, add_val_labels, add_workers
-from synergy import DIRECTIONS, METHODS
+from shared_flags import ARCHS, add_batch_size, add_data, add_workers
 
 # argparse types
 FRACTION = bounded_number(float, 0, 1)
@@ -33,10 +31,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def add_data_flags(group) -> None:
-    group.add_argument(
-        "data", metavar="DATA", type=Path, help="folder with train/<class>/ and val/<class>/"
-    )
-    add_val_labels(group)
+    add_data(group, "train/<class>/ and val/<class>/, or test/<class>/")
     group.add_argument(
         "--image-size",
         metavar="PIXELS",
@@ -48,7 +43,7 @@ def add_data_flags(group) -> None:
     )
     group.add_argument(
         "--augmentation",
-        choices=AUGMENTATIONS,
+        choices=("crop", "resized-crop"),
         help="crop: resize to a square and take a random crop; resized-crop: crop a random area "
         "and aspect ratio, then resize; both flip at random (default: resized-crop for resnet152, "
         "otherwise crop)",
@@ -64,35 +59,8 @@ def add_data_flags(group) -> None:
 
 
 def add_model_flags(group) -> None:
-    group.add_argument("-a", "--arch", choices=NETWORKS, default="resnet18", help="network")
-    group.add_argument(
-        "--method",
-        choices=METHODS,
-        default="dks",
-        help="baseline: no branches; ds: branches with cross-entropy losses; dks: branches with "
-        "cross-entropy and synergy losses",
-    )
-    group.add_argument(
-        "--direction",
-        choices=DIRECTIONS,
-        default="bidirectional",
-        help="in dks, bidirectional: all classifiers teach each other; top-down: deeper ones teach "
-        "shallower ones; bottom-up: the reverse",
-    )
-    group.add_argument(
-        "--aux-weight",
-        metavar="W",
-        type=NON_NEGATIVE,
-        default=1.0,
-        help="weight of the branches' cross-entropy losses",
-    )
-    group.add_argument(
-        "--synergy-weight",
-        metavar="W",
-        type=NON_NEGATIVE,
-        default=1.0,
-        help="weight of the synergy loss",
-    )
+    group.add_argument("-a", "--arch", choices=ARCHS, default=ARCHS[0], help="network")
+    add_method_flags(group)
     group.add_argument(
         "--label-smoothing",
         metavar="EPS",
@@ -140,15 +108,24 @@ def add_schedule_flags(group) -> None:
         default="step",
         help="step: decay at the milestones, as in the paper; cosine: half a cosine down to 0",
     )
-    group.add_argument(
+    milestones = group.add_mutually_exclusive_group()
+    milestones.add_argument(
+        "--lr-milestones",
         "--milestones",
         metavar="EPOCHS",
-        type=milestones,
-        default="30,60,90",
-        help="finished epochs after which the learning rate is decayed",
+        dest="milestones",
+        type=epoch_list,
+        help="finished epochs after which the rate is decayed (default: 30, 60, 90 %% of --epochs)",
+    )
+    milestones.add_argument(
+        "--epoch_step",
+        metavar="EPOCHS",
+        type=epoch_list,
+        help="the same as epochs, counted from 1, at whose start it is decayed: [31,61,91]",
     )
     group.add_argument(
         "--lr-factor",
+        "--lr_decay_ratio",
         metavar="FACTOR",
         type=FRACTION,
         default=0.1,
@@ -165,19 +142,13 @@ def add_schedule_flags(group) -> None:
 
 def add_run_flags(group) -> None:
     group.add_argument("--seed", type=bounded_number(int, 0, 2**62), default=1, help="random seed")
-    add_device(group)
-    group.add_argument(
-        "--dtype",
-        choices=DTYPES,
-        default="float32",
-        help="data type of convolutions and matrix products; weights and loss stay float32",
-    )
+    add_device_flags(group)
     group.add_argument("--compile", action="store_true", help="use torch.compile")
     group.add_argument(
         "--resume",
         metavar="FILE",
         default="",
-        help="checkpoint to resume from; auto: the checkpoint in --save, if there is one",
+        help="checkpoint, or folder of a run, to resume from; auto: that in --save, if any",
     )
 
 
@@ -186,8 +157,7 @@ def add_output_flags(group) -> None:
         "--save",
         metavar="DIR",
         type=Path,
-        required=True,
-        help="folder for checkpoint, log and TensorBoard events",
+        help="output folder (default: the folder of --resume FILE, otherwise a new one in logs/)",
     )
     group.add_argument(
         "--checkpoint-minutes",
@@ -212,9 +182,9 @@ def add_output_flags(group) -> None:
     )
 
 
-def milestones(text: str) -> tuple[int, ...]:
-    """Parse `30,60,90`, an argparse type; an empty string means no milestones."""
-    words = [word for word in text.strip("[]").split(",") if word.strip()]
-    if not all(word.strip().isdecimal() for word in words):
+def epoch_list(text: str) -> tuple[int, ...]:
+    """Parse `30,60,90` or `[30,60,90]`, an argparse type; an empty string means none."""
+    words = [word.strip() for word in text.strip("[] ").split(",") if word.strip()]
+    if not all(word.isdecimal() for word in words):
         raise argparse.ArgumentTypeError(f"expected epochs such as 30,60,90, got {text!r}")
     return tuple(int(word) for word in words)

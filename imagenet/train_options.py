@@ -1,11 +1,13 @@
-"""Options of a training run, and which of them a resumed run may change."""
+"""Options of a training run, and which of them a resumed run may change. Does not import torch."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from common.command_line import DTYPES, UserError, require_file, require_writable_file
-from common.run_folder import CHECKPOINT
+from common.command_line import UserError, require_writable_file
+from common.run_folder import CHECKPOINT, checkpoint_path, new_run_folder
+from schedule import Schedule, default_milestones
+from shared_flags import resolve_aliases
 from train_flags import build_parser
 
 # Options that do not affect the result. `epochs` joins them unless the schedule depends on it.
@@ -36,7 +38,7 @@ class Config:
     grad_accumulation: int  # micro-batches per step and process
     lr: float
     lr_schedule: str
-    milestones: tuple[int, ...]  # finished epochs
+    milestones: tuple[int, ...] | None  # finished epochs; None: not given
     lr_factor: float
     warmup_epochs: float
     momentum: float
@@ -47,10 +49,39 @@ class Config:
     dtype: str  # of convolutions and matrix products
     compile: bool
     resume: str  # a path, `auto`, or empty
-    save: Path
+    save: Path | None  # None: not given
     checkpoint_minutes: float
     log_interval: int  # steps
     export: Path | None
+
+    def with_milestones(self, saved: object) -> "Config":
+        """Fill in milestones that are not given: those of a checkpoint's options, if there are any,
+        otherwise the paper's, scaled with the number of epochs."""
+        if self.milestones is not None:
+            return self
+        is_list = isinstance(saved, list) and all(isinstance(epoch, int) for epoch in saved)
+        milestones = tuple(saved) if is_list else default_milestones(self.epochs)
+        return replace(self, milestones=milestones)
+
+    def with_folder(self) -> "Config":
+        """Fill in --save if it is not given: the folder of --resume FILE, or a new one in logs/."""
+        if self.save is not None:
+            return self
+        if self.resume:
+            return replace(self, save=checkpoint_path(Path(self.resume)).parent)
+        return replace(self, save=new_run_folder(f"{self.arch}-{self.method}-seed{self.seed}"))
+
+    def schedule(self, steps_per_epoch: int) -> Schedule:
+        """Return the learning-rate schedule. The milestones must be filled in."""
+        return Schedule(
+            self.lr_schedule,
+            self.lr,
+            steps_per_epoch,
+            self.epochs,
+            self.warmup_epochs,
+            self.milestones,
+            self.lr_factor,
+        )
 
     def to_dict(self) -> dict:
         """Return the options as plain values, for a checkpoint."""
@@ -72,24 +103,39 @@ def parse(argv: Sequence[str] | None = None) -> Config:
     Raises:
         UserError: an argument is unknown or invalid, or arguments contradict each other.
     """
-    values = vars(build_parser().parse_args(argv))
+    values = resolve_aliases(vars(build_parser().parse_args(argv)), "train.py")
     if values["augmentation"] is None:
         values["augmentation"] = "resized-crop" if values["arch"] == "resnet152" else "crop"
-    # One name for each dtype: `half` and `float16` are the same option when a run is resumed.
-    values["dtype"] = DTYPES[values["dtype"]]
+    first_epochs = values.pop("epoch_step")
+    if first_epochs is not None:
+        if 0 in first_epochs:
+            raise UserError("--epoch_step: expected epochs counted from 1, got 0; use 1 or more")
+        values["milestones"] = tuple(epoch - 1 for epoch in first_epochs)
     config = Config(**values)
+    check(config)
+    return config
+
+
+def check(config: Config) -> None:
+    """Raise `UserError` if a required option is missing or options contradict each other."""
+    if config.data is None:
+        raise UserError("no data; give the folder that contains train/ and val/")
     if config.lr_schedule == "cosine" and config.warmup_epochs >= config.epochs:
         raise UserError(
             f"--warmup-epochs {config.warmup_epochs:g} with --epochs {config.epochs}: no epochs "
             "left for the cosine schedule; use fewer warmup epochs"
         )
-    if config.resume not in ("", "auto"):
-        require_file("--resume", Path(config.resume), "a checkpoint")
+    if config.resume == "auto" and config.save is None:
+        raise UserError("--resume auto requires --save DIR, the folder of the run")
     if config.export and config.export.name == CHECKPOINT:
         raise UserError(
             f"--export {config.export}: reserved for the checkpoint of a run; choose another name"
         )
     # The folder given as --save is created if it does not exist.
-    if config.export and config.export.resolve().parent != config.save.resolve():
+    is_in_run = config.save and config.export and same_folder(config.export.parent, config.save)
+    if config.export and not is_in_run:
         require_writable_file("--export", config.export)
-    return config
+
+
+def same_folder(one: Path, other: Path) -> bool:
+    return one.resolve() == other.resolve()

@@ -20,9 +20,9 @@ from pathlib import Path
 import torch
 
 from common import checkpoint
-from common.command_line import UserError
+from common.command_line import UserError, plural, require_file
 from common.distributed import print_once, rank, sum_over_processes, world_size
-from common.run_folder import CHECKPOINT
+from common.run_folder import CHECKPOINT, checkpoint_path
 from data import ImageSets
 from engine import Trainer
 from epoch_log import LOG
@@ -84,12 +84,14 @@ def checkpoint_to_resume(config: Config) -> Path | None:
     """Return the checkpoint to resume from, or None to start from scratch.
 
     Raises:
-        UserError: the run would overwrite another run.
+        UserError: there is no such checkpoint, or the run would overwrite another run.
     """
     own = config.save / CHECKPOINT
     if config.resume == "auto":
         return own if own.exists() else None
-    given = Path(config.resume) if config.resume else None
+    given = checkpoint_path(Path(config.resume)) if config.resume else None
+    if given:
+        require_file("--resume", given, "a checkpoint, or the --save folder of a run")
     has_run = own.exists() or (config.save / LOG).exists()
     if has_run and (given is None or given.resolve() != own.resolve()):
         raise UserError(
@@ -99,34 +101,44 @@ def checkpoint_to_resume(config: Config) -> Path | None:
     return given
 
 
-def resume(path: Path, trainer: Trainer, config: Config, sets: ImageSets, steps: int) -> None:
+def read(path: Path) -> dict:
+    """Read a checkpoint. Raise `UserError` if the file is not one of a training run."""
+    content = checkpoint.load(path)
+    checkpoint.require_keys(content, KEYS, path)
+    return content
+
+
+def resume(
+    content: dict, path: Path, trainer: Trainer, config: Config, sets: ImageSets, steps: int
+) -> None:
     """Load a checkpoint into the trainer.
 
     Args:
-        path: the checkpoint.
+        content: of the checkpoint, from `read`.
+        path: of the checkpoint, for messages.
         trainer: of the same network; changed in place.
         config: options of this run.
         sets: images of this run.
         steps: number of steps in an epoch.
 
     Raises:
-        UserError: the file is not a checkpoint of a training run, or of a run with other options
-            or images.
+        UserError: the checkpoint is damaged, or of a run with other options or images.
     """
-    content = checkpoint.load(path)
-    checkpoint.require_keys(content, KEYS, path)
     check_same_run(content, config, sets, path)
     checkpoint.load_weights(trainer.model, content["model"], path)
     if trainer.ema:
         checkpoint.load_weights(trainer.ema.model, content["ema"], path)
     load_optimizer(trainer, content, path)
     load_progress(trainer, content, steps, path)
-    print_once(f"resumed from {path}: {trainer.epoch} epochs and {trainer.step} steps done")
+    in_epoch = trainer.step - trainer.epoch * steps
+    within = f" and {in_epoch} of {plural(steps, 'step')} of epoch {trainer.epoch + 1}"
+    done = plural(trainer.epoch, "epoch") + within * (in_epoch > 0)
+    print_once(f"resumed from {path}: {done} done")
     if content["processes"] != world_size():
         print_once(
-            f"note: saved by {content['processes']} processes, resumed with {world_size()}; "
-            "batches stay the same but are split differently, which changes the statistics of "
-            "batch normalization"
+            f"note: saved by {plural(content['processes'], 'process')}, resumed with "
+            f"{world_size()}; batches stay the same but are split differently, which changes the "
+            "statistics of batch normalization"
         )
 
 
@@ -158,9 +170,10 @@ def check_same_run(content: dict, config: Config, sets: ImageSets, source: Path)
         )
     if content["class_names"] != sets.class_names or content["images"] != len(sets.train):
         raise UserError(
-            f"{source}: trained on {content['images']} images of "
-            f"{len(content['class_names'])} classes, but {config.data / 'train'} has "
-            f"{len(sets.train)} of {len(sets.class_names)}, or other classes; use the same images"
+            f"{source}: trained on {plural(content['images'], 'image')} of "
+            f"{plural(len(content['class_names']), 'class')}, but {config.data / 'train'} has "
+            f"{len(sets.train):,} of {len(sets.class_names):,}, or other classes; use the same "
+            "images"
         )
 
 

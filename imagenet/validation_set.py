@@ -1,4 +1,4 @@
-"""Images of `val/` and their class indices, which follow from class names, not folder order."""
+"""Validation images and their class indices, which follow from class names, not folder order."""
 
 import os
 import re
@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torchvision
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
-from common.command_line import UserError
+from common.command_line import UserError, plural
 from common.images import list_images
 
 SYNSETS = Path(__file__).with_name("imagenet_synsets.txt")
@@ -20,7 +20,7 @@ class LabeledImages(NamedTuple):
 
     paths: list[Path]
     class_names: list[str]  # one for each image
-    notes: list[str]  # to print, such as the number of skipped files
+    notes: list[str]  # to print, such as the number of skipped files in a folder
 
 
 def imagenet_synsets() -> list[str]:
@@ -29,7 +29,7 @@ def imagenet_synsets() -> list[str]:
 
 
 def list_validation_images(data: Path, val_labels: Path | None = None) -> LabeledImages:
-    """List the images of `data/val` without reading them.
+    """List the images of `data/val`, or else of `data/test`, without reading them.
 
     They are in one folder per class or, with `val_labels`, all in `val` itself.
 
@@ -37,9 +37,7 @@ def list_validation_images(data: Path, val_labels: Path | None = None) -> Labele
         UserError: a folder is missing or empty, `val` mixes both layouts, or an image has no
             label.
     """
-    val = data / "val"
-    if not val.is_dir():
-        raise UserError(f"{val}: no such folder; give the folder that contains val/")
+    val = find_validation_folder(data)
     entries = list(os.scandir(val))
     has_folders = any(entry.is_dir() for entry in entries)
     images = sorted(Path(e.path) for e in entries if e.name.lower().endswith(IMG_EXTENSIONS))
@@ -49,8 +47,8 @@ def list_validation_images(data: Path, val_labels: Path | None = None) -> Labele
         )
     if images and has_folders:
         raise UserError(
-            f"{val}: {len(images)} image(s), such as {images[0].name}, beside class folders; move "
-            "them into the class folders"
+            f"{val}: {plural(len(images), 'image')}, such as {images[0].name}, beside class "
+            "folders; move images into the class folders"
         )
     if has_folders:
         if val_labels:
@@ -58,15 +56,31 @@ def list_validation_images(data: Path, val_labels: Path | None = None) -> Labele
                 f"--val-labels {val_labels}: {val} has class folders; leave out --val-labels"
             )
         listing = list_images(val)
-        skipped = f"skipped {listing.num_skipped} file(s) that are not images"
         class_names = [listing.classes[label] for label in listing.labels]
-        return LabeledImages(listing.paths, class_names, [skipped] if listing.num_skipped else [])
+        return LabeledImages(listing.paths, class_names, skipped_files(val, listing.num_skipped))
     if not val_labels:
         raise UserError(
-            f"{val}: {len(images)} images without class folders; give their classes as "
+            f"{val}: {plural(len(images), 'image')} without class folders; give their classes as "
             "--val-labels LOC_val_solution.csv (from Kaggle) or a file of lines 'filename wnid'"
         )
     return label_from_file(images, val_labels)
+
+
+def find_validation_folder(data: Path) -> Path:
+    """Return `data/val` or, if there is no such folder, `data/test`.
+
+    ImageNet and others have a `test` without labels beside `val`.
+    """
+    for folder in (data / "val", data / "test"):
+        if folder.is_dir():
+            return folder
+    problem = "no folder val/ or test/ in it" if data.is_dir() else "no such folder"
+    raise UserError(f"{data}: {problem}; give the folder that contains val/ or test/")
+
+
+def skipped_files(folder: Path, count: int) -> list[str]:
+    """Return a note about files that are not images, if there are any."""
+    return [f"{folder}: skipped {plural(count, 'file')} without an image's extension"] * (count > 0)
 
 
 def label_from_file(paths: Sequence[Path], val_labels: Path) -> LabeledImages:
@@ -77,12 +91,12 @@ def label_from_file(paths: Sequence[Path], val_labels: Path) -> LabeledImages:
     missing = [path for path, name in zip(paths, class_names, strict=True) if name is None]
     if missing:
         raise UserError(
-            f"--val-labels {val_labels}: no label for {len(missing)} image(s), such as "
-            f"{missing[0].name}; complete the file or remove these images"
+            f"--val-labels {val_labels}: no label for {plural(len(missing), 'image')}, such as "
+            f"{missing[0].name}; complete the file or remove what has no label"
         )
     absent = len(labels) - len(paths)
-    notes = [f"{absent} image(s) listed in {val_labels} are missing"] if absent > 0 else []
-    return LabeledImages(list(paths), class_names, notes)
+    note = f"{val_labels}: lists {plural(absent, 'image')} that {paths[0].parent} does not have"
+    return LabeledImages(list(paths), class_names, [note] if absent > 0 else [])
 
 
 def read_labels(path: Path) -> dict[str, str]:
@@ -140,15 +154,15 @@ def class_indices(
         classes = imagenet_synsets() if num_classes == 1000 else present
     if len(classes) != num_classes:
         raise UserError(
-            f"{len(classes)} classes for a network of {num_classes} classes, whose checkpoint has "
-            "no class names; use the validation set it was trained for"
+            f"{plural(len(classes), 'class')} for a network of {plural(num_classes, 'class')}, "
+            "whose checkpoint has no class names; use the validation set it was trained for"
         )
     index = {name: i for i, name in enumerate(classes)}
     unknown = [name for name in present if name not in index]
     if unknown:
         raise UserError(
-            f"{len(unknown)} unknown class(es), such as {unknown[0]}; the network has "
-            f"{num_classes} classes, such as {classes[0]}"
+            f"the network does not know {plural(len(unknown), 'class')} of the images, such as "
+            f"{unknown[0]}; it has {plural(num_classes, 'class')}, such as {classes[0]}"
         )
     return [index[name] for name in image_classes]
 

@@ -7,9 +7,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from scipy import stats
 
+from common.error_figure import COLORS, plot_errors
+from common.run_logs import BACKBONE, read_txt_record
 from epoch_log import classifier_names
-from report import COLORS, plot_errors, tested_epochs
-from study.logs import Study
+from study.logs import Study, tested_epochs
 from study.plan import METHODS
 
 BANDS = "mean over the seeds, band from the lowest to the highest; dotted: the learning rate falls"
@@ -29,19 +30,22 @@ def figures(study: Study) -> dict[str, Figure]:
 
 def draw_methods(study: Study) -> Figure:
     """Draw error against epoch, a line and a band over the seeds per row; whole and enlarged."""
-    runs = {name: [run.epochs for run in runs.values()] for name, runs in study.items()}
-    epochs = milestones(study)
+    curves = {
+        name: [[read_txt_record(record) for record in run.epochs] for run in runs.values()]
+        for name, runs in study.items()
+    }
+    drops = milestones(study)
     late = [
-        100 - record["test_acc"]
-        for run in sum(runs.values(), [])
-        for record in tested_epochs(run)
-        if record["epoch"] >= epochs[0]
+        epoch.tested[BACKBONE].top1
+        for run in sum(curves.values(), [])
+        for epoch in run
+        if epoch.tested and epoch.epoch >= drops[0]
     ]
     figure = Figure(figsize=(10, 4.5), layout="constrained")
     whole, enlarged = figure.subplots(1, 2)
     for axes in (whole, enlarged):
-        plot_errors(axes, runs)
-        draw_milestones(axes, epochs)
+        plot_errors(axes, curves)
+        draw_milestones(axes, drops)
     whole.set_ylim(bottom=0)
     whole.legend(title="test error (dashed: training)")
     enlarged.set_ylim(min(late) - 1, max(late) + 2)

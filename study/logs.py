@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 
 from common.command_line import UserError
-from common.run_folder import Log
+from common.json_log import Log
 from epoch_log import PREFIX
 from options import RESUME_MUST_MATCH
 from study.plan import Preset, Run
@@ -84,6 +84,11 @@ def read_run(folder: Path, run: Run, preset: Preset) -> LoggedRun | None:
             )
     done = epochs and epochs[-1]["epoch"] == config.epochs
     return LoggedRun(options, epochs) if done else None
+
+
+def tested_epochs(records: list[dict]) -> list[dict]:
+    """Return the records of the epochs that ended with a test."""
+    return [record for record in records if "test_acc" in record]
 
 
 def read_study(folder: Path, preset: Preset) -> Study:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from common.command_line import UserError, bounded_number
+from evaluate import check_network
 from options import Config, parse
 
 # Sizes of the scaled study, chosen by time and by the baseline's training error: study/README.md.
@@ -212,5 +213,5 @@ def chosen_plan(options: argparse.Namespace) -> tuple[Preset, Path]:
     sizes = {name: getattr(options, name) for name in ("seeds", "epochs", "depth", "width")}
     preset = PRESETS[options.preset].reduced(options.rows, **sizes)
     for run in preset.runs():
-        run.config(preset)  # refuses what `main.py` would
+        check_network(run.config(preset))  # refuses what `main.py` would
     return preset, options.logs or LOGS / options.preset

@@ -19,12 +19,12 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "wrn_DKS"))
 from scipy.stats import ttest_rel
 
 from common.command_line import ArgumentParser, exit_status
+from common.run_report import format_mean_std
 from epoch_log import classifier_names
-from report import format_mean_std, tested_epochs
 from study import published
 from study.cost import COLUMNS, cost_rows
 from study.figures import figures
-from study.logs import Study, read_study
+from study.logs import Study, read_study, tested_epochs
 from study.plan import PAIRS, Preset, add_plan_flags, chosen_plan
 
 ACCURACIES = ("test_acc", "test_acc_ep1", "test_acc_ep2")  # in the order of the classifiers

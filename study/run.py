@@ -28,8 +28,8 @@ from common.command_line import (
     defer_signals,
     exit_status,
 )
+from common.progress import format_duration
 from epoch_log import LOG
-from progress import format_duration
 from study.data import prepare_data
 from study.logs import log_path, read_run, read_study, write_log
 from study.plan import Preset, Run, add_plan_flags, chosen_plan
@@ -139,7 +139,7 @@ def start_run(run: Run, preset: Preset, folders: Folders, jobs: int) -> subproce
     """Start or resume a run in a process of its own."""
     save = folders.save(run)
     save.mkdir(parents=True, exist_ok=True)
-    one_thread = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"} if jobs > 1 else {}
+    one_thread = {"OMP_NUM_THREADS": "1"} if jobs > 1 else {}
     with open(folders.output(run), "a") as output:
         return subprocess.Popen(
             [sys.executable, str(MAIN), *run.command_line(preset, folders.data, save)],

@@ -23,6 +23,35 @@ def test_log_has_the_released_keys_and_the_terms_of_the_loss(cifar_run):
     assert any(path.name.startswith("events.out.tfevents") for path in cifar_run.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("method", "losses", "errors"),
+    [
+        ("baseline", {"total", "backbone"}, {"backbone"}),
+        ("ds", {"total", "backbone", "branches"}, {"backbone", "shallow branch", "deep branch"}),
+        (
+            "dks",
+            {"total", "backbone", "branches", "synergy"},
+            {"backbone", "shallow branch", "deep branch"},
+        ),
+    ],
+)
+def test_tensorboard_has_no_losses_that_the_method_lacks(wrn, method, losses, errors):
+    count = len(errors)
+    result = wrn.engine.EpochResult(
+        dict.fromkeys(wrn.synergy.Losses._fields, 1.0),
+        [50.0] * count,
+        1,
+        1.0,
+        40.0,
+        [[0.0] * count] * count,
+    )
+    tags = wrn.epoch_log.tensorboard_scalars({"train": result, "test": result}, method).keys()
+    for part in ("train", "test"):
+        assert {tag.split("/")[1] for tag in tags if tag.startswith(f"loss {part}/")} == losses
+    found = {tag.split("/")[1] for tag in tags if tag.startswith("error test/")}
+    assert found == errors | {"ensemble"}
+
+
 def test_training_loss_decreases(cifar_run):
     assert records(cifar_run)[-1]["train_loss"] < 0.95 * records(cifar_run)[0]["train_loss"]
 
@@ -134,12 +163,18 @@ def test_nonfinite_weights_are_not_saved(wrn, cifar_main, monkeypatch, tmp_path,
         ("--ngpu 4", "torchrun --nproc_per_node 4"),
         ("--image-size 16", "8 pixels"),
         ("--dataset folder --dataroot /nonexistent", "no such folder"),
+        ("--dataset folder --dataroot /nonexistent --save a/b", "no such folder"),
         ("--evaluate", "--resume FILE"),
         ("--resume auto", "--save DIR"),
         ("--resume nowhere/x.pt", "no such file"),
         ("--device cuda:77", "--device cuda:77"),
         ("--device nonsense", "--device nonsense"),
-        ("--device cpu --gpu_id 0", "can't be combined"),
+        ("--device cpu --gpu_id 0", "not allowed with"),
+        ("--epoch_step [2] --lr-milestones 1", "not allowed with"),
+        ("--lr-milestones [x]", "59,119,159"),
+        ("--resume x --model_path y", "not allowed with"),
+        ("--predict nowhere.jpg --resume auto", "requires --resume FILE"),
+        ("--json /nonexistent/x.json", "create it"),
         ("--export /nonexistent/x.pt", "create it"),
         ("--save /dev/null/x", "can't be written"),
         ("--method dsk", "invalid choice"),
@@ -151,7 +186,7 @@ def test_wrong_input_is_a_one_line_error(cifar_main, words, message, tmp_path, m
     assert cifar_main(*words.split()) == 2
     error = capsys.readouterr().err
     assert message in error and error.startswith("error: ") and error.count("\n") == 1
-    assert not list(tmp_path.rglob("checkpoint.pt")) and not (tmp_path / "nowhere").exists()
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("save", [(), ("--save", "logs/wrn-10-0.25-dks-seed5")])

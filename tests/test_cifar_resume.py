@@ -28,7 +28,11 @@ def test_run_stopped_in_each_epoch_resumes_to_the_same_weights(
         assert cifar_main(*options) == (143 if finished < 3 else 0)
         assert len(records(folder)) == finished + 1
     assert_same_run(folder, cifar_run)
-    assert "--resume auto" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    for finished in (1, 2):
+        assert f"with --save {folder} --resume auto (epoch {finished + 1} starts again)\n" in out
+    assert f"resumed from {folder}/checkpoint.pt: 1 epoch done\n" in out
+    assert f"resumed from {folder}/checkpoint.pt: 3 epochs done\n" in out
 
 
 def test_log_records_after_the_checkpoint_are_removed(cifar_main, cifar_run, tmp_path):
@@ -82,7 +86,8 @@ def test_run_stopped_before_its_first_checkpoint_is_not_told_to_resume(
 
     monkeypatch.setattr(wrn.engine.Trainer, "train_epoch", stop)
     assert cifar_main("--epochs", 1, "--save", tmp_path / "x") == 143
-    assert capsys.readouterr().out.endswith("to continue, run the same command again\n")
+    advice = "to continue, run the same command again (epoch 1 starts again)\n"
+    assert capsys.readouterr().out.endswith(advice)
 
 
 def test_resuming_a_finished_run_prints_its_errors(cifar_main, cifar_run, capsys):
@@ -93,14 +98,25 @@ def test_resuming_a_finished_run_prints_its_errors(cifar_main, cifar_run, capsys
     assert len(records(cifar_run)) == 4
 
 
+def test_a_resumed_run_keeps_its_milestones(cifar_main, tmp_path, capsys):
+    folder = tmp_path / "x"
+    assert cifar_main("--epochs", 2, "--save", folder) == 0
+    assert "decayed to 0.02 at epoch 2\n" in capsys.readouterr().out
+    assert cifar_main("--epochs", 4, "--save", folder, "--resume", "auto") == 0
+    assert "decayed to 0.02 at epoch 2\n" in capsys.readouterr().out
+    assert [record["epoch_step"] for record in records(folder)] == [[2]] * 4
+    words = ("--epochs", 5, "--save", folder, "--resume", "auto", "--epoch_step", "[3]")
+    assert cifar_main(*words) == 2
+    assert "--epoch_step [3] (was [2])" in capsys.readouterr().err
+
+
 def test_resuming_with_other_options_is_an_error(cifar_main, cifar_run, capsys):
     before = {path: path.read_bytes() for path in cifar_run.iterdir()}
     words = ("--lr", 0.2, "--method", "ds", "--save", cifar_run, "--resume", "auto")
     assert cifar_main(*words) == 2
     assert "--lr 0.2 (was 0.1)" in capsys.readouterr().err
-    path = cifar_run / "checkpoint.pt"
-    assert cifar_main("--depth", 16, "--evaluate", "--resume", path) == 2
-    assert "give --depth 10" in capsys.readouterr().err
+    assert cifar_main("--depth", 16, "--save", cifar_run, "--resume", "auto") == 2
+    assert "--depth 16 (was 10)" in capsys.readouterr().err
     assert before == {path: path.read_bytes() for path in cifar_run.iterdir()}
 
 

@@ -90,6 +90,41 @@ def test_run_folder_is_locked_by_one_process(wrn, tmp_path):
         pass
 
 
+def test_failed_start_leaves_no_run_folder(wrn, tmp_path):
+    """A folder that existed, or in which something was written, stays."""
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "notes").touch()
+    for name, write in (("a/b", False), ("old", False), ("c", True)):
+        folder = tmp_path / name
+        with pytest.raises(ZeroDivisionError), wrn.run_folder.lock_run_folder(folder):
+            assert (folder / "lock").exists()
+            if write:
+                (folder / "log").touch()
+            raise ZeroDivisionError
+    found = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*"))
+    assert found == ["c", "c/lock", "c/log", "old", "old/notes"]
+
+
+def test_lock_that_another_run_removed_is_made_again(wrn, tmp_path, monkeypatch):
+    """The other run fails between opening the file and locking it here."""
+    flock = wrn.run_folder.fcntl.lockf
+
+    def remove_first(file, operation):
+        monkeypatch.setattr(wrn.run_folder.fcntl, "lockf", flock)
+        (tmp_path / "run" / "lock").unlink()
+        (tmp_path / "run").rmdir()
+        flock(file, operation)
+
+    monkeypatch.setattr(wrn.run_folder.fcntl, "lockf", remove_first)
+    with wrn.run_folder.lock_run_folder(tmp_path / "run"):
+        assert (tmp_path / "run" / "lock").exists()
+
+
+def test_given_options_are_told_from_defaults(parser):
+    assert parser.parse_given([]).keys() == {"names"}  # a positional argument
+    assert parser.parse_given(["--batch-size", "3"])["batch_size"] == 3
+
+
 def test_run_folder_that_can_not_be_created_is_an_error(wrn, tmp_path):
     (tmp_path / "file").touch()
     with (
@@ -100,7 +135,7 @@ def test_run_folder_that_can_not_be_created_is_an_error(wrn, tmp_path):
 
 
 def test_log_is_truncated_after_an_epoch(wrn, tmp_path):
-    log = wrn.run_folder.Log(tmp_path / "log", "stats: ")
+    log = wrn.json_log.Log(tmp_path / "log", "stats: ")
     log.truncate_after(0)  # the file does not exist yet
     for epoch in (1, 2, 3):
         log.append({"epoch": epoch, "error": epoch / 7})

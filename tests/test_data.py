@@ -57,7 +57,7 @@ def test_folder_is_loaded_in_the_order_of_image_folder(wrn, folders, capsys):
     assert data.train.images.shape == (3, 3, 8, 8)
     assert (data.train.images[0] == 200).all()
     assert data.train.images[1, :, 4, 4].tolist() == [0, 255, 0]  # 3.png before deep/er/2.jpg
-    assert "train/: skipped 1 file(s) that are not images" in capsys.readouterr().out
+    assert "train/: skipped 1 file without an image extension" in capsys.readouterr().out
 
 
 def test_folder_is_resized_with_pil_bicubic(wrn, folders):
@@ -110,6 +110,28 @@ def test_cifar100_is_loaded_from_its_official_files(wrn, cifar100, tmp_path):
     assert data.info.std == pytest.approx([63.0 / 255, 62.1 / 255, 66.7 / 255])
 
 
+def test_cifar100_is_found_in_its_inner_folder(wrn, cifar100, tmp_path):
+    inner = tmp_path / "root" / "cifar-100-python"
+    data = wrn.data.load_dataset("CIFAR100", inner, 32, 1)
+    assert len(data.train.labels) == 12 and sorted(inner.iterdir()) == [
+        inner / name for name in ("meta", "test", "train")
+    ]
+
+
+@pytest.mark.parametrize("name", ["train", "test", "meta"])
+def test_damaged_cifar_files_are_named(wrn, cifar100, tmp_path, name):
+    path = tmp_path / "root" / "cifar-100-python" / name
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(wrn.command_line.UserError, match=f"{name} is damaged: expected the MD5"):
+        wrn.data.load_dataset("CIFAR100", tmp_path / "root", 32, 1)
+    assert path.exists()
+
+
+def test_folders_of_images_are_not_taken_for_cifar(wrn, folders):
+    with pytest.raises(wrn.command_line.UserError, match="use --dataset folder"):
+        wrn.data.load_dataset("CIFAR10", folders, 32, 1)
+
+
 @pytest.fixture
 def server(tmp_path):
     """Serve the folder `tmp_path`/served on localhost; return its URL."""
@@ -126,7 +148,7 @@ def server(tmp_path):
         http.shutdown()
 
 
-def test_cifar100_is_downloaded_and_verified(wrn, monkeypatch, cifar100, server, tmp_path):
+def test_cifar100_is_downloaded_and_verified(wrn, monkeypatch, cifar100, server, tmp_path, capsys):
     cls = wrn.data.CIFAR["CIFAR100"]
     archive = tmp_path / "served" / cls.filename
     with tarfile.open(archive, "w:gz") as tar:
@@ -136,12 +158,16 @@ def test_cifar100_is_downloaded_and_verified(wrn, monkeypatch, cifar100, server,
     data = wrn.data.load_dataset("CIFAR100", tmp_path / "new", 32, 1)
     assert np.array_equal(data.train.images.numpy(), cifar100["train"].reshape(-1, 3, 32, 32))
 
+    assert capsys.readouterr() == ("", "")  # no progress bar in redirected output
+
     archive.write_bytes(archive.read_bytes()[:500])  # truncated download
     with pytest.raises(wrn.command_line.UserError, match="unpack it in"):
-        wrn.data.load_dataset("CIFAR100", tmp_path / "cut", 32, 1)
+        wrn.data.load_dataset("CIFAR100", tmp_path / "cut" / "off", 32, 1)
+    assert not (tmp_path / "cut").exists()
 
 
 def test_failed_download_suggests_an_alternative(wrn, monkeypatch, tmp_path):
     monkeypatch.setattr(wrn.data.CIFAR["CIFAR10"], "url", "http://127.0.0.1:9/x.tar.gz")
-    with pytest.raises(wrn.command_line.UserError, match="--dataset digits"):
-        wrn.data.load_dataset("CIFAR10", tmp_path, 32, 1)
+    with pytest.raises(wrn.command_line.UserError, match="refused.*--dataset digits"):
+        wrn.data.load_dataset("CIFAR10", tmp_path / "new", 32, 1)
+    assert not (tmp_path / "new").exists()

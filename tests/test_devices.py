@@ -88,7 +88,7 @@ def test_imagenet_step_does_not_synchronize(imagenet):
         network,
         imagenet.synergy.SynergyLoss(),
         imagenet.sgd.make_sgd(network, 0.1, 0.9, 1e-4),
-        imagenet.ema.ModelEma(network, 0.9),
+        imagenet.engine.ModelEma(network, 0.9),
         micro_batches=2,
     )
     sums = {"top1": torch.zeros(3), "losses": torch.zeros(len(imagenet.synergy.Losses._fields))}

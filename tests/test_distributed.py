@@ -84,11 +84,20 @@ def test_only_process_0_prints_and_writes(wrn, tmp_path):
     done = subprocess.run(
         command, cwd=wrn.path, env=environment, capture_output=True, text=True, check=True
     )
-    assert done.stdout.count("epoch 2/2") == 1
+    assert done.stdout.count("epoch 2/2") == 1 and "\n2 processes on cpu," in done.stdout
     lines = (tmp_path / "run" / "log.txt").read_text().splitlines()
     records = [json.loads(line.removeprefix("json_stats: ")) for line in lines]
     assert [record["epoch"] for record in records] == [1, 2]
     assert records[1]["train_loss"] < records[0]["train_loss"]
+
+
+def test_refused_start_of_several_processes_leaves_nothing(wrn, tmp_path):
+    words = "--dataset folder --dataroot nowhere --save runs/x".split()
+    command = [*TORCHRUN, "--nproc_per_node=2", wrn.path / "main.py", *words]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode != 0 and "error: --dataroot nowhere: no such folder" in done.stderr
+    assert not list(tmp_path.iterdir())
 
 
 def test_processes_can_not_share_a_gpu(wrn, monkeypatch):

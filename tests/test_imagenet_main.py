@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
@@ -37,9 +38,9 @@ def run(imagenet, capsys):
 def test_errors_are_printed_and_written_as_json(run, weights, data, tmp_path, dtype):
     result = tmp_path / "result.json"
     status, out, err = run(*NETWORK, weights, data, "--json", result, "--dtype", dtype, "-p", 1)
-    assert status == 0
+    assert status == 0 and err == ""  # no progress bar: standard error is not a terminal
     assert out.splitlines()[-1] == error_rate(100 * 6 / 7, 100 * 2 / 7)
-    assert "top-1 85.71%" in err  # the progress bar
+    assert f"device cpu, dtype {dtype}, images of 32 pixels" in out
     content = json.loads(result.read_text())
     assert content["top1_error"] == pytest.approx(100 * 6 / 7)
     assert content["top5_error"] == pytest.approx(100 * 2 / 7)
@@ -56,8 +57,10 @@ def test_branches_and_ensemble_are_evaluated(imagenet, run, tmp_path, monkeypatc
     config = resnet.NetworkConfig(
         resnet.BasicBlock,
         (1, 1, 1, 1),
-        shallow=(resnet.Stage(1, 8), resnet.Stage(1, 8)),
-        deep=(resnet.Stage(1, 8),),
+        branches=(
+            resnet.BranchSpec(2, (resnet.Stage(1, 8), resnet.Stage(1, 8))),
+            resnet.BranchSpec(3, (resnet.Stage(1, 8),)),
+        ),
     )
     monkeypatch.setitem(resnet.NETWORKS, "resnet18", config)
     model = resnet.build("resnet18", num_classes=7)
@@ -70,15 +73,17 @@ def test_branches_and_ensemble_are_evaluated(imagenet, run, tmp_path, monkeypatc
     result = tmp_path / "result.json"
     status, out, _ = run("--model_path", path, tmp_path, "--branches", "--json", result)
     assert status == 0
-    assert [line.split(",")[0] for line in out.splitlines()[-5:]] == [
-        "[backbone] Top-1: 25.0000%",
-        "[shallow branch] Top-1: 75.0000%",
-        "[deep branch] Top-1: 25.0000%",
+    assert out.splitlines()[-5:] == [
+        "[backbone] Top-1 error: 25.0000%, Top-5 error: 0.0000%",
+        "[shallow branch] Top-1 error: 75.0000%, Top-5 error: 0.0000%",
+        "[deep branch] Top-1 error: 25.0000%, Top-5 error: 0.0000%",
         # Mean of the probabilities (.73, .27), (0, 1) and (.73, .27) of b and a.
-        "[ensemble] Top-1: 75.0000%",
-        "[Error rate] Top-1: 25.0000%",
+        "[ensemble] Top-1 error: 75.0000%, Top-5 error: 0.0000%",
+        error_rate(25, 0),
     ]
-    assert json.loads(result.read_text())["classifiers"]["average"]["top1"] == 75
+    classifiers = json.loads(result.read_text())["classifiers"]
+    assert [*classifiers] == ["backbone", "shallow branch", "deep branch", "ensemble"]
+    assert classifiers["ensemble"] == {"top1_error": 75, "top5_error": 0}
     for_inference, for_training = (line for line in out.splitlines() if "multiply-adds" in line)
     backbone = torchvision.models.ResNet(resnet.BasicBlock, [1, 1, 1, 1], num_classes=7)
     for network, line in ((backbone, for_inference), (model, for_training)):
@@ -112,7 +117,7 @@ def test_unreadable_images_are_refused_or_skipped(run, weights, synsets, tmp_pat
     status, _, err = run(*NETWORK, weights, tmp_path)
     assert status == 2 and str(broken) in err and "Traceback" not in err
     status, out, err = run(*NETWORK, weights, tmp_path, "--skip-unreadable")
-    assert status == 0 and "skipped 1 image(s)" in out and str(broken) in err
+    assert status == 0 and "skipped 1 image that" in out and str(broken) in err
     assert out.splitlines()[-1] == error_rate(50, 50)
 
 
@@ -131,11 +136,13 @@ def test_two_processes_score_each_image_once(weights, data, imagenet, run):
     _, out, _ = run(*NETWORK, weights, data)
     assert done.stdout.splitlines()[-1] == out.splitlines()[-1]
     assert done.stdout.count("[Error rate]") == 1 and "7 images in" in done.stdout
+    assert "2 processes on cpu, dtype float32" in done.stdout
 
 
 def test_predictions_have_class_names_and_probabilities(run, weights, tmp_path):
     image = write_image(tmp_path / "cat.png")
-    status, out, _ = run(*NETWORK, weights, "--predict", image, image)
+    result = tmp_path / "result.json"
+    status, out, _ = run(*NETWORK, weights, "--predict", image, image, "--json", result)
     assert status == 0
     lines = out.splitlines()[-12:]
     assert lines[0] == lines[6] == str(image)
@@ -145,6 +152,10 @@ def test_predictions_have_class_names_and_probabilities(run, weights, tmp_path):
     assert [float(line.split("%")[0]) for line in lines[1:6]] == pytest.approx(
         (100 * probabilities).tolist(), abs=0.006
     )
+    first, second = json.loads(result.read_text())
+    assert first == second and first["image"] == str(image) and len(first["classes"]) == 5
+    best = {"name": "great white shark (n01484850)", "index": 2}
+    assert first["classes"][0] == best | {"probability": pytest.approx(probabilities[0].item())}
 
 
 @pytest.fixture
@@ -178,13 +189,22 @@ def test_torchvision_weights_are_evaluated(run, data, monkeypatch):
     assert status == 2 and "IMAGENET1K_V1" in err
 
 
-@pytest.mark.parametrize("size", [32, 64])
-def test_a_note_names_the_image_size_of_training(run, weights, data, tmp_path, size):
-    content = {"model": torch.load(weights), "options": {"image_size": size}}
+@pytest.mark.parametrize(("size", "dtype"), [(32, "float32"), (64, "bfloat16")])
+def test_notes_say_how_evaluation_differs_from_training(run, weights, data, tmp_path, size, dtype):
+    content = {"model": torch.load(weights), "options": {"image_size": size, "dtype": dtype}}
     status, out, _ = run(*NETWORK, save_weights(tmp_path / "a.pth", content), data)
-    assert status == 0 and ("--image-size 64 matches training" in out) == (size == 64)
+    assert status == 0
+    assert ("--image-size 64 matches training" in out) == (size == 64)
+    assert ("--dtype bfloat16 matches training" in out) == (dtype == "bfloat16")
 
 
-def test_every_flag_has_help(imagenet):
-    for module in (imagenet.options, imagenet.train_flags):
-        assert all(action.help for action in module.build_parser()._actions)
+def test_the_progress_bar_shows_errors_in_a_terminal(imagenet, capsys, monkeypatch):
+    scores = imagenet.evaluate.Scores((imagenet.evaluate.Errors(85.714, 28.571),), None, 7, 0)
+    for terminal in (False, True):
+        monkeypatch.setattr(sys.stderr, "isatty", lambda shown=terminal: shown, raising=False)
+        with imagenet.progress.EvaluationProgress(2, 1) as progress:
+            progress(lambda: scores)
+            time.sleep(0.2)  # tqdm draws at intervals
+            progress(lambda: scores)
+        bar = capsys.readouterr().err
+        assert ("top-1 error 85.71 %, top-5 error 28.57 %" in bar) if terminal else not bar

@@ -2,6 +2,7 @@
 
 import ast
 import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -74,6 +75,49 @@ def test_every_option_is_used(request, name, options):
     assert set(fields) - read == set()
 
 
+def test_literals_of_the_flags_are_those_of_the_modules(wrn):
+    """The flags do not import the modules, which import torch."""
+    assert wrn.flags.IMAGE_SIZES == wrn.data.IMAGE_SIZES
+    assert wrn.flag_groups.METHODS == wrn.synergy.METHODS
+    assert tuple(wrn.synergy.DIRECTIONS) == wrn.flag_groups.DIRECTIONS
+
+
+def test_help_of_wrn_dks_does_not_import_torch(wrn):
+    """CPU time; much of it is Python's own start."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", "main.py", "--help"],
+        cwd=wrn.path,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert done.stdout.startswith("usage: main.py")
+    imported = {line.split("|")[-1].strip() for line in done.stderr.splitlines()}
+    assert "argparse" in imported and not imported & {"torch", "torchvision", "numpy"}
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 1.5
+
+
+@pytest.mark.parametrize(("given", "used"), [({}, "passive"), ({"OMP_WAIT_POLICY": "x"}, "x")])
+def test_threads_wait_passively_unless_the_user_chooses(wrn, given, used):
+    """The policy is set before torch is imported, which reads it."""
+    code = (
+        "import os, sys\n"
+        "class Finder:\n"
+        "    def find_spec(self, name, path, target=None):\n"
+        "        if name == 'torch':\n"
+        "            sys.exit(os.environ['OMP_WAIT_POLICY'])\n"
+        "sys.meta_path.insert(0, Finder())\n"
+        "import main"
+    )
+    environment = {key: v for key, v in os.environ.items() if key != "OMP_WAIT_POLICY"} | given
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=wrn.path, env=environment, capture_output=True, text=True
+    )
+    assert done.stderr.strip() == used
+
+
 def test_help_lists_every_flag_with_its_default(wrn, capsys):
     with pytest.raises(SystemExit):
         wrn.main.main(["--help"])
@@ -82,11 +126,26 @@ def test_help_lists_every_flag_with_its_default(wrn, capsys):
         "--depth --width --dropout --dataset --dataroot --nthread --seed --batch_size --lr "
         "--epochs --weight_decay --epoch_step --lr_decay_ratio --resume --save --dtype --ngpu "
         "--gpu_id --method --direction --aux-weight --synergy-weight --image-size --device "
-        "--evaluate --export"
+        "--evaluate --export -j --workers -b --lr-milestones --milestones --lr-factor --model_path "
+        "--predict --json"
     ).split():
         assert flag in text
     assert "[60,120,160]" in text and "(default: 200)" in text
     assert "default: None" not in text and "(default: )" not in text
+
+
+def test_flags_of_imagenet_work_in_wrn_dks(wrn):
+    """Where they mean the same, under the same name."""
+    for words, name, value in (
+        ("-j 3", "nthread", 3),
+        ("--workers 3", "nthread", 3),
+        ("-b 7", "batch_size", 7),
+        ("--batch-size 7", "batch_size", 7),
+        ("--lr-factor 0.5", "lr_decay_ratio", 0.5),
+        ("--weight-decay 0.5", "weight_decay", 0.5),
+        ("--gpu_id 1", "device", "cuda:1"),
+    ):
+        assert getattr(wrn.options.parse(words.split()), name) == value
 
 
 def test_defaults_are_the_recipe_of_the_paper(wrn):

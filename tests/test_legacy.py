@@ -1,5 +1,7 @@
 """Checkpoints of the released code (`model.pt7`) are evaluated, exported and resumed."""
 
+import re
+
 import numpy as np
 import pytest
 import reference
@@ -40,9 +42,10 @@ def write_hundred_classes(root):
 
 def test_released_checkpoints_are_evaluated_exported_and_resumed(wrn, legacy, tmp_path, capsys):
     root = write_hundred_classes(tmp_path / "images")
-    words = ["--dataset", "folder", "--dataroot", str(root), "--depth", "16", "--width", "1"]
+    data = ["--dataset", "folder", "--dataroot", str(root)]
+    words = [*data, "--depth", "16", "--width", "1"]
     exported, folder = tmp_path / "x.pt", tmp_path / "run"
-    evaluate = [*words, "--evaluate", "--resume", str(legacy), "--export", str(exported)]
+    evaluate = [*data, "--evaluate", "--resume", str(legacy), "--export", str(exported)]
     assert wrn.main.main(evaluate) == 0
     assert "shallow branch" in capsys.readouterr().out
     assert wrn.main.main([*words, "--evaluate", "--resume", str(exported)]) == 0
@@ -51,7 +54,17 @@ def test_released_checkpoints_are_evaluated_exported_and_resumed(wrn, legacy, tm
     assert [record["epoch"] for record in records(folder)] == [4]
     wrong_depth = [*words, "--depth", "22", "--evaluate", "--resume", str(legacy)]
     assert wrn.main.main(wrong_depth) == 2
-    assert "does not fit the network" in capsys.readouterr().err
+    assert "contradicts --depth 22 (it has 16)" in capsys.readouterr().err
+
+
+def test_released_checkpoints_predict_with_the_names_of_a_dataset(wrn, legacy, tmp_path, capsys):
+    root = write_hundred_classes(tmp_path / "images")
+    image = root / "test" / "c00" / "c00_0.png"
+    words = ["--predict", str(image), "--model_path", str(legacy)]
+    assert wrn.main.main(words) == 2
+    assert "no class names; give the --dataset" in capsys.readouterr().err
+    assert wrn.main.main([*words, "--dataset", "folder", "--dataroot", str(root)]) == 0
+    assert len(re.findall(r"\n +[\d.]+%  c\d\d", capsys.readouterr().out)) == 5
 
 
 def test_momentum_is_assigned_to_the_right_parameters(wrn, legacy):

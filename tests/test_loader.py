@@ -99,6 +99,38 @@ def test_processes_divide_each_batch(wrn, batches, monkeypatch, count):
         assert all(len(part[step].labels) for part in parts)
 
 
+@pytest.mark.parametrize(
+    ("epochs", "milestones"),
+    [
+        (200, (60, 120, 160)),
+        (100, (30, 60, 80)),
+        (15, (5, 9, 12)),
+        (5, (2, 3, 4)),
+        (2, (2,)),
+        (1, ()),
+    ],
+)
+def test_milestones_scale_with_the_epochs(wrn, epochs, milestones):
+    """Those that would not lie inside the run, and duplicates, are left out."""
+    assert wrn.options.parse(["--epochs", str(epochs)]).epoch_step == milestones
+    given = wrn.options.parse(["--epochs", str(epochs), "--epoch_step", "[7,3,7]"])
+    assert given.epoch_step == (7, 3, 7)
+
+
+def test_milestones_can_be_numbers_of_finished_epochs(wrn):
+    for flag in ("--lr-milestones", "--milestones", "--lr_milestones"):
+        assert wrn.options.parse([flag, "59,119,159"]).epoch_step == (60, 120, 160)
+    assert wrn.options.parse(["--milestones", ""]).epoch_step == ()
+
+
+def test_schedule_describes_when_the_rate_falls(wrn):
+    describe = wrn.schedule.StepSchedule(0.1, (5, 9, 12), 0.2).describe
+    expected = "learning rate 0.1, decayed to 0.02 at epoch 5, 0.004 at 9, 0.0008 at 12"
+    assert describe(15) == expected
+    assert describe(5) == "learning rate 0.1, decayed to 0.02 at epoch 5"
+    assert describe(4) == "learning rate 0.1 in every epoch"
+
+
 def test_schedule_decays_and_resets_momentum_at_each_milestone(wrn):
     schedule = wrn.schedule.StepSchedule(0.1, (60, 120, 160), 0.2)
     rates = [schedule.rate(epoch - 1) for epoch in (1, 59, 60, 119, 120, 159, 160, 200)]

@@ -315,7 +315,7 @@ def test_commands_run(command, run, capsys):
 
 
 def run_wrn(wrn, words):
-    if "--evaluate" in words:  # what the command reads, by a run like the one it names
+    if "--resume" in words and "auto" not in words:  # what it reads, by a run like the one it names
         source = Path(words[words.index("--resume") + 1])
         made = ["--dataroot", "PATH", "--save", "logs/wrn-28-10"]
         made += ["--export", source] if source.name == "backbone.pt" else []
@@ -347,7 +347,7 @@ def run_evaluation(imagenet, words, place):
         torch.save(state, path)
     checkpoint = words[words.index("--model_path") + 1] if "--model_path" in words else "FILE"
     if not Path(checkpoint).exists():
-        assert train_at(imagenet, Path(checkpoint).parent) == 0
+        assert train_at(imagenet, checkpoint) == 0  # the folder of a run
     status = imagenet.main.main([*words, *SMALL_EVALUATION])
     if "--json" in words:
         assert Path(words[words.index("--json") + 1]).exists()

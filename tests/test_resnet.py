@@ -131,3 +131,12 @@ def test_folding_batch_norms_keeps_the_logits(imagenet):
             assert not any(isinstance(m, torch.nn.BatchNorm2d) for m in model.modules())
             for expected, logits in zip(before, model(images), strict=True):
                 torch.testing.assert_close(logits, expected, rtol=1e-9, atol=1e-12)
+
+
+def test_a_branch_is_moved_by_the_table_alone(imagenet):
+    resnet = imagenet.resnet
+    row = resnet.NETWORKS["resnet18"]
+    moved = row._replace(branches=(resnet.BranchSpec(1, (resnet.Stage(1, 8),)), *row.branches))
+    images = torch.zeros(2, 3, 64, 64)
+    logits = resnet.DKSResNet(moved, num_classes=5).eval()(images)
+    assert [each.shape for each in logits] == [(2, 5)] * 4

@@ -161,6 +161,7 @@ def test_unusable_images_are_named(train, tmp_path, capsys):
     [
         (["--image-size", "32"], "--image-size"),
         (["--milestones", "30;60"], "30,60,90"),
+        (["--epoch_step", "[31]"], "not allowed with"),
         (["--warmup-epochs", "2", "--lr-schedule", "cosine"], "--warmup-epochs"),
         (["--export", "nowhere/weights.pt"], "nowhere"),
         (["--export", "../another/checkpoint.pt"], "reserved for the checkpoint"),

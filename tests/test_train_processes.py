@@ -188,7 +188,8 @@ def test_torchrun_restarts_a_killed_run_without_changing_the_result(runs, data, 
         assert torchrun.wait(120) == 0, (tmp_path / "output").read_text()
     finally:
         torchrun.terminate()
-    assert "resumed from" in (tmp_path / "output").read_text()
+    output = (tmp_path / "output").read_text()
+    assert "resumed from" in output and "2 processes on cpu, dtype float32" in output
     (port,) = free_ports(1)
     variables = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     argv = command_line(data, tmp_path / "whole", "--epochs", "30", "--ema", "0.9")

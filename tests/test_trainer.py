@@ -32,7 +32,7 @@ def test_cosine_schedule_follows_a_linear_warmup(imagenet):
 
 def test_ema_averages_weights_and_running_statistics(imagenet):
     network = TinyNetwork("", num_classes=3)
-    ema = imagenet.ema.ModelEma(network, decay=0.75)
+    ema = imagenet.engine.ModelEma(network, decay=0.75)
     names = ("fc.weight", "features.1.running_mean")
     expected = {name: network.state_dict()[name].clone() for name in names}
     for count in range(1, 4):

@@ -1,19 +1,21 @@
 """Datasets as uint8 tensors in memory: CIFAR, the bundled digits, and image folders."""
 
-from concurrent.futures import ThreadPoolExecutor
+import io
+import sys
+from contextlib import redirect_stderr
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL.Image import Resampling
 from torch import Tensor
 from torchvision import datasets
-from tqdm import tqdm
+from torchvision.datasets.utils import calculate_md5, check_integrity
 
-from common.command_line import UserError, one_line
+from common.command_line import UserError, plural, root_cause
 from common.distributed import main_process_first, print_once, rank
-from common.images import ImageListing, list_images, read_rgb
+from common.images import list_images, read_squares
+from common.run_folder import remove_if_failed
 
 CIFAR = {"CIFAR10": datasets.CIFAR10, "CIFAR100": datasets.CIFAR100}
 # Normalization of the released code, for both CIFAR-10 and CIFAR-100.
@@ -94,21 +96,56 @@ def load_dataset(
 
 def load_cifar(name: str, root: Path, with_train: bool) -> tuple[dict[str, Split], list[str]]:
     """Load CIFAR-10 or CIFAR-100 from the official files in `root`; download missing files."""
+    root = find_cifar(name, root)
     splits = {}
     for part in ("train", "test") if with_train else ("test",):
-        try:
-            with main_process_first():
-                cifar = CIFAR[name](root, train=part == "train", download=rank() == 0)
-        except (OSError, RuntimeError, ValueError, KeyError, EOFError) as error:
-            archive = CIFAR[name].url
-            raise UserError(
-                f"{name} is not in {root} and can't be downloaded ({one_line(error, 150)}); "
-                f"download {archive} and unpack it in {root}, or use --dataset digits, "
-                "which needs no download"
-            ) from error
+        with main_process_first():
+            cifar = open_cifar(name, root, part == "train")
         pixels = torch.from_numpy(cifar.data).permute(0, 3, 1, 2).contiguous()
         splits[part] = Split(pixels, torch.tensor(cifar.targets))
     return splits, list(cifar.classes)
+
+
+def find_cifar(name: str, root: Path) -> Path:
+    """Return the folder that contains the folder of the official files, given either of them.
+
+    Raises:
+        UserError: a file is damaged, or the folder is one of images.
+    """
+    cifar = CIFAR[name]
+    if root.resolve().name == cifar.base_folder and not (root / cifar.base_folder).exists():
+        root = root.resolve().parent
+    files = root / cifar.base_folder
+    images = [part for part in ("train", "test", "val") if (root / part).is_dir()]
+    if images and not files.exists():
+        raise UserError(
+            f"--dataroot {root}: has no {cifar.base_folder}/ but a folder {images[0]}/; for a "
+            "folder of images use --dataset folder"
+        )
+    meta = (cifar.meta["filename"], cifar.meta["md5"])
+    for file, md5 in (*cifar.train_list, *cifar.test_list, meta):
+        path = files / file
+        if path.is_file() and not check_integrity(path, md5):
+            raise UserError(
+                f"{path} is damaged: expected the MD5 checksum {md5}, found {calculate_md5(path)}; "
+                "use an undamaged copy, or remove the file to download it again"
+            )
+    return root
+
+
+def open_cifar(name: str, root: Path, train: bool) -> datasets.CIFAR10:
+    """Open one part of the official files. Process 0 downloads them if they are missing."""
+    cifar = CIFAR[name]
+    # torchvision shows a progress bar even if the output is redirected to a file.
+    stderr = sys.stderr if sys.stderr.isatty() else io.StringIO()
+    try:
+        with remove_if_failed(root, cifar.filename), redirect_stderr(stderr):
+            return cifar(root, train=train, download=rank() == 0)
+    except (OSError, RuntimeError, ValueError, KeyError, EOFError) as error:
+        raise UserError(
+            f"{name} is not in {root} and can't be downloaded ({root_cause(error)}); download "
+            f"{cifar.url} and unpack it in {root}, or use --dataset digits, which needs no download"
+        ) from error
 
 
 def load_digits() -> tuple[dict[str, Split], list[str]]:
@@ -147,7 +184,12 @@ def load_folder(
     splits = {}
     for part, listing in listings.items():
         labels = [label_of[listing.classes[label]] for label in listing.labels]
-        splits[part] = Split(decode_images(listing, image_size, workers), torch.tensor(labels))
+        folder = f"{listing.paths[0].relative_to(root).parts[0]}/"
+        if listing.num_skipped:
+            skipped = plural(listing.num_skipped, "file")
+            print_once(f"{folder}: skipped {skipped} without an image extension")
+        images = read_squares(listing.paths, image_size, workers, f"reading {folder}")
+        splits[part] = Split(images, torch.tensor(labels))
     return splits, classes
 
 
@@ -160,26 +202,6 @@ def find_test_folder(root: Path) -> Path:
         found = "both; remove one of them" if folders else "neither"
         raise UserError(f"--dataroot {root}: expected a folder test/ or val/ in it, found {found}")
     return folders[0]
-
-
-def decode_images(listing: ImageListing, image_size: int, workers: int) -> Tensor:
-    """Decode the images and resize them to a square (bicubic): (N, 3, S, S) uint8."""
-    size = (image_size, image_size)
-    images = torch.empty(len(listing.paths), 3, *size, dtype=torch.uint8)
-
-    def decode(index: int) -> None:
-        image = read_rgb(listing.paths[index]).resize(size, Resampling.BICUBIC)
-        images[index] = torch.from_numpy(np.array(image)).permute(2, 0, 1)
-
-    folder = listing.paths[0].parents[1].name
-    if listing.num_skipped:
-        print_once(f"{folder}/: skipped {listing.num_skipped} file(s) that are not images")
-    with ThreadPoolExecutor(workers) as pool:
-        decoded = pool.map(decode, range(len(images)))
-        disable = None if rank() == 0 else True  # None: show the bar in terminals only
-        for _ in tqdm(decoded, f"reading {folder}/", len(images), leave=False, disable=disable):
-            pass
-    return images
 
 
 def channel_statistics(images: Tensor) -> tuple[list[float], list[float]]:

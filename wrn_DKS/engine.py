@@ -9,11 +9,13 @@ from torch import Tensor, nn
 from common.command_line import UserError
 from common.distributed import broadcast_buffers, rank, world_size, wrap_ddp
 from common.metrics import MetricSums, topk_correct
+from common.progress import Progress
 from common.sgd import clear_momentum, make_sgd
 from loader import Batch, Batches, seeded_generator
-from progress import Progress
+from options import Config
 from schedule import StepSchedule
 from synergy import Losses, SynergyLoss, pairwise_divergences
+from wide_resnet import DROPOUT, WideResNet
 
 MOMENTUM = 0.9  # as in the paper and the released code
 
@@ -116,16 +118,38 @@ class Trainer:
         broadcast_buffers(self.model)
         self.model.eval()
         start, sums = time.perf_counter(), MetricSums(self.device)
-        for batch in Progress("testing", len(batches)).over(batches.epoch()):
-            logits = self._forward(self.model, batch)
-            accumulate(sums, batch, logits, self.criterion(logits, batch.labels))
-            mean_p = torch.stack(logits).float().softmax(-1).mean(0)  # (B, K)
-            weight = float(batch.batch_fraction > 0)  # 0 for a placeholder image
-            sums.add(
-                ensemble=topk_correct(mean_p, batch.labels) * weight,
-                divergences=pairwise_divergences(logits) * batch.batch_fraction,
-            )
+        with Progress("testing", len(batches)) as progress:
+            for batch in progress.over(batches.epoch()):
+                logits = self._forward(self.model, batch)
+                accumulate(sums, batch, logits, self.criterion(logits, batch.labels))
+                mean_p = torch.stack(logits).float().softmax(-1).mean(0)  # (B, K)
+                weight = float(batch.batch_fraction > 0)  # 0 for a placeholder image
+                sums.add(
+                    ensemble=topk_correct(mean_p, batch.labels) * weight,
+                    divergences=pairwise_divergences(logits) * batch.batch_fraction,
+                )
         return summarize(sums, start)
+
+    @torch.no_grad()
+    def predict(self, batches: Batches) -> Tensor:
+        """Return the backbone's probabilities of the classes for each image, (N, K)."""
+        self.model.eval()
+        logits = [self._forward(self.model, batch)[0] for batch in batches.epoch()]
+        return torch.cat(logits).float().softmax(-1)
+
+
+def make_trainer(config: Config, num_classes: int, device: torch.device, branches: bool) -> Trainer:
+    """Build the network and its trainer for these options."""
+    dropout = DROPOUT if config.dropout else 0.0
+    torch.manual_seed(config.seed)
+    return Trainer(
+        WideResNet(config.depth, config.width, num_classes, dropout, branches),
+        SynergyLoss(config.method, config.direction, config.aux_weight, config.synergy_weight),
+        StepSchedule(config.lr, config.epoch_step, config.lr_decay_ratio),
+        config.weight_decay,
+        getattr(torch, config.dtype),
+        device,
+    )
 
 
 def memory_format(model: nn.Module) -> torch.memory_format:

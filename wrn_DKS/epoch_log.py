@@ -1,15 +1,20 @@
-"""The output of each epoch: a record in `log.txt`, a printed line, and TensorBoard scalars."""
+"""What is reported: of each epoch, in `log.txt`, a printed line and TensorBoard; and at the end."""
 
 import resource
 import sys
+from functools import partial
 from pathlib import Path
 
 import torch
 
-from common.run_folder import Log
+from common.distributed import print_once, world_size
+from common.json_log import Log
+from common.metrics import cost
+from common.results import write_json
 from engine import EpochResult, Trainer
 from options import Config
 from synergy import Losses
+from wide_resnet import WideResNet
 
 LOG = "log.txt"
 PREFIX = "json_stats: "  # of each line, as in the released code
@@ -53,7 +58,7 @@ class EpochLog:
                 "peak_memory_mib": peak_memory_mib(trainer.device),
             }
         )
-        for tag, value in tensorboard_scalars(results).items():
+        for tag, value in tensorboard_scalars(results, self._config.method).items():
             self._writer.add_scalar(tag, value, epoch)
         self._writer.add_scalar("learning rate", lr, epoch)
         self._writer.flush()
@@ -110,17 +115,19 @@ def peak_memory_mib(device: torch.device) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
 
 
-def tensorboard_scalars(results: EpochResults) -> dict[str, float]:
-    """Return the TensorBoard scalars of one epoch by tag."""
+def tensorboard_scalars(results: EpochResults, method: str) -> dict[str, float]:
+    """Return the TensorBoard scalars of one epoch by tag, without losses that `method` lacks."""
     scalars = {}
+    lacking = {"baseline": ("branches", "synergy"), "ds": ("synergy",)}.get(method, ())
     for part, result in results.items():
         names = classifier_names(len(result.errors))
-        scalars |= {f"loss {part}/{name}": value for name, value in result.losses.items()}
+        losses = {name: value for name, value in result.losses.items() if name not in lacking}
+        scalars |= {f"loss {part}/{name}": value for name, value in losses.items()}
         scalars |= {
             f"error {part}/{name}": error for name, error in zip(names, result.errors, strict=True)
         }
     if test := results.get("test"):
-        scalars["error test/averaged"] = test.ensemble_error
+        scalars["error test/ensemble"] = test.ensemble_error
         for teacher, row in zip(names, test.divergences, strict=True):
             for student, value in zip(names, row, strict=True):
                 if teacher != student:
@@ -131,3 +138,48 @@ def tensorboard_scalars(results: EpochResults) -> dict[str, float]:
 def classifier_names(count: int) -> list[str]:
     """Return the names of the first `count` classifiers, in the order of the logits."""
     return ["backbone", "shallow branch", "deep branch"][:count]
+
+
+def print_costs(config: Config, num_classes: int, branches: bool) -> None:
+    """Print the cost of the network for inference and, if it has branches, for training."""
+    network = partial(WideResNet, config.depth, config.width, num_classes)
+    for with_branches in (False, True)[: 1 + branches]:
+        purpose = "training, with branches" if with_branches else "inference"
+        size = cost(partial(network, branches=with_branches), config.image_size)
+        print_once(f"{config.network} for {purpose}: {size}")
+
+
+def print_errors(result: EpochResult) -> None:
+    """Print the test error of every classifier and of their ensemble."""
+    for name, error in errors_by_name(result).items():
+        if name != "ensemble" or len(result.errors) > 1:
+            print_once(f"test error of the {name}: {error:.2f} %")
+
+
+def errors_by_name(result: EpochResult) -> dict[str, float]:
+    """Return the errors of a test in percent, of every classifier and of the ensemble."""
+    names = [*classifier_names(len(result.errors)), "ensemble"]
+    return dict(zip(names, [*result.errors, result.ensemble_error], strict=True))
+
+
+def write_results(config: Config, source: Path, device: torch.device, test: EpochResult) -> None:
+    """Write the errors of a test, and what was tested how, to `config.json`.
+
+    Raises:
+        UserError: the file can't be written.
+    """
+    errors = {name: {"top1_error": error} for name, error in errors_by_name(test).items()}
+    content = {
+        "top1_error": test.errors[0],
+        "classifiers": errors,
+        "images": test.images,
+        "seconds": test.time_s,
+        "images_per_s": test.images / test.time_s,
+        "checkpoint": str(source),
+        "dtype": config.dtype,
+        "device": str(device),
+        "processes": world_size(),
+        "torch": torch.__version__,
+        "options": config.to_dict(),
+    }
+    write_json(config.json, content)

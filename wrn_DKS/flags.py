@@ -1,20 +1,22 @@
-"""The flags of `main.py`. The defaults are the recipe of the released code."""
+"""The flags of `main.py`, with the recipe of the released code. Does not import torch."""
 
 import argparse
 import json
 from pathlib import Path
 
-from common.command_line import DTYPES, ArgumentParser, bounded_number
-from data import IMAGE_SIZES
-from synergy import DIRECTIONS, METHODS
+from common.command_line import ArgumentParser, bounded_number
+from common.flag_groups import add_device_flags, add_method_flags, add_prediction_flags
+
+# The same as in `data`, which would take seconds to import: sides in pixels.
+IMAGE_SIZES = {"CIFAR100": 32, "CIFAR10": 32, "digits": 8, "folder": 32}
 
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser. Flags of the released code keep their spelling."""
     parser = ArgumentParser(
         prog="main.py",
-        description="Train a wide residual network with deeply-supervised knowledge synergy, or "
-        "evaluate one. Hyphens and underscores in flags are interchangeable.",
+        description="Train a wide residual network with deeply-supervised knowledge synergy, "
+        "evaluate one, or classify images. Hyphens and underscores in flags are interchangeable.",
     )
     add_data_flags(parser.add_argument_group("data"))
     add_model_flags(parser.add_argument_group("model"))
@@ -42,7 +44,10 @@ def add_data_flags(group) -> None:
         help="side to which the images of --dataset folder are resized (default: 32)",
     )
     group.add_argument(
+        "-j",
+        "--workers",
         "--nthread",
+        dest="nthread",
         metavar="N",
         type=bounded_number(int, 1, 256),
         default=4,
@@ -70,36 +75,6 @@ def add_model_flags(group) -> None:
     )
 
 
-def add_method_flags(group) -> None:
-    group.add_argument(
-        "--method",
-        choices=METHODS,
-        default="dks",
-        help="baseline: no branches; ds: deep supervision of the branches by the labels; "
-        "dks: deep supervision and the synergy loss",
-    )
-    group.add_argument(
-        "--direction",
-        choices=DIRECTIONS,
-        default="bidirectional",
-        help="direction of knowledge transfer in dks; top-down: from deep to shallow classifiers",
-    )
-    group.add_argument(
-        "--aux-weight",
-        metavar="X",
-        type=bounded_number(float, 0),
-        default=1.0,
-        help="weight of the branches' cross-entropy losses",
-    )
-    group.add_argument(
-        "--synergy-weight",
-        metavar="X",
-        type=bounded_number(float, 0),
-        default=1.0,
-        help="weight of the synergy loss",
-    )
-
-
 def add_optimization_flags(group) -> None:
     group.add_argument(
         "--epochs",
@@ -109,6 +84,7 @@ def add_optimization_flags(group) -> None:
         help="number of epochs",
     )
     group.add_argument(
+        "-b",
         "--batch_size",
         metavar="N",
         type=bounded_number(int, 1),
@@ -122,15 +98,10 @@ def add_optimization_flags(group) -> None:
         default=0.1,
         help="initial learning rate",
     )
-    group.add_argument(
-        "--epoch_step",
-        metavar="EPOCHS",
-        type=milestones,
-        default="[60,120,160]",
-        help="epochs (1-based) at whose start the learning rate is decayed",
-    )
+    add_milestone_flags(group.add_mutually_exclusive_group())
     group.add_argument(
         "--lr_decay_ratio",
+        "--lr-factor",
         metavar="X",
         type=bounded_number(float, 0),
         default=0.2,
@@ -145,31 +116,30 @@ def add_optimization_flags(group) -> None:
     )
 
 
+def add_milestone_flags(group) -> None:
+    group.add_argument(
+        "--epoch_step",
+        metavar="EPOCHS",
+        type=start_epochs,
+        help="epochs (1-based) at whose start the learning rate is decayed (default: at 30, 60 and "
+        "80 percent of the epochs, which is [60,120,160] of 200)",
+    )
+    group.add_argument(
+        "--lr-milestones",
+        "--milestones",
+        dest="epoch_step",
+        metavar="EPOCHS",
+        type=finished_epochs,
+        default=argparse.SUPPRESS,
+        help="the same as numbers of finished epochs after which it is decayed: 59,119,159",
+    )
+
+
 def add_run_flags(group) -> None:
     group.add_argument(
         "--seed", metavar="N", type=bounded_number(int, 0, 2**62), default=1, help="random seed"
     )
-    group.add_argument(
-        "--dtype",
-        choices=DTYPES,
-        default="float32",
-        help="dtype of the forward pass under autocast; parameters are float32",
-    )
-    group.add_argument(
-        "--device",
-        default="auto",
-        help="cpu, cuda or cuda:N; auto: a GPU if available, otherwise the CPU",
-    )
-    group.add_argument(
-        "--gpu_id", metavar="N", type=bounded_number(int, 0), help="same as --device cuda:N"
-    )
-    group.add_argument(
-        "--ngpu",
-        metavar="N",
-        type=bounded_number(int, 1),
-        default=1,
-        help="number of GPUs; for more than 1, use torchrun instead",
-    )
+    add_device_flags(group)
     group.add_argument(
         "--test_every",
         metavar="N",
@@ -177,17 +147,27 @@ def add_run_flags(group) -> None:
         default=1,
         help="test every N epochs and after the last one",
     )
-    group.add_argument(
+    checkpoint = group.add_mutually_exclusive_group()
+    checkpoint.add_argument(
         "--resume",
         metavar="FILE",
         default="",
-        help="checkpoint to resume from; auto: the one in --save, if it exists",
+        help="checkpoint to resume from, or the folder of its run; auto: the one in --save, if it "
+        "exists",
+    )
+    checkpoint.add_argument(
+        "--model_path",
+        dest="resume",
+        metavar="FILE",
+        default=argparse.SUPPRESS,
+        help="the same, for --evaluate and --predict",
     )
     group.add_argument(
         "--evaluate",
         action="store_true",
-        help="evaluate the checkpoint --resume FILE instead of training",
+        help="evaluate the checkpoint --resume FILE on the test images instead of training",
     )
+    add_prediction_flags(group)
 
 
 def add_output_flags(group) -> None:
@@ -202,11 +182,12 @@ def add_output_flags(group) -> None:
         "--export",
         metavar="FILE",
         type=Path,
-        help="save the backbone, without branches, to this file at the end",
+        help="save the backbone, without branches, to this file at the end; with --resume FILE of "
+        "a finished run, at once",
     )
 
 
-def milestones(text: str) -> tuple[int, ...]:
+def start_epochs(text: str) -> tuple[int, ...]:
     """Parse a JSON list of epochs, such as `[60,120,160]`, as an argparse type."""
     try:
         values = json.loads(text)
@@ -217,3 +198,11 @@ def milestones(text: str) -> tuple[int, ...]:
             f"expected a list of epochs such as '[60,120,160]', got {text!r}"
         ) from None
     return tuple(values)
+
+
+def finished_epochs(text: str) -> tuple[int, ...]:
+    """Parse `59,119,159`, as an argparse type; return the epochs after these, (60, 120, 160)."""
+    words = [word.strip() for word in text.strip("[]").split(",") if word.strip()]
+    if not all(word.isascii() and word.isdecimal() for word in words):
+        raise argparse.ArgumentTypeError(f"expected epochs such as 59,119,159, got {text!r}")
+    return tuple(int(word) + 1 for word in words)

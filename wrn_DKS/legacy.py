@@ -1,9 +1,15 @@
 """Conversion of the released code's checkpoints (`model.pt7`) to the names of `WideResNet`."""
 
 import re
+from pathlib import Path
 
 import torch
 from torch import Tensor
+
+from common import checkpoint
+from common.command_line import UserError
+from engine import Trainer
+from wide_resnet import network_size
 
 # From the released names of branch groups to module names here.
 _BRANCH_STAGES = {
@@ -18,6 +24,20 @@ _RUNNING = ("running_mean", "running_var")
 def is_legacy(content: dict) -> bool:
     """Return whether a loaded checkpoint was saved by the released training script."""
     return isinstance(content.get("params"), dict) and "model" not in content
+
+
+def legacy_weights(content: dict, source: Path) -> dict[str, Tensor]:
+    """Return the state dict of `WideResNet` that a checkpoint of the released code contains.
+
+    Raises:
+        UserError: it is not a checkpoint of the released code.
+    """
+    try:
+        weights = legacy_state_dict(content["params"])
+        network_size(weights)
+    except (KeyError, TypeError, AttributeError, IndexError) as error:
+        raise UserError(f"{source}: not a checkpoint of the released code ({error})") from error
+    return weights
 
 
 def legacy_state_dict(params: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -54,6 +74,24 @@ def legacy_momentum(content: dict, parameter_names: list[str]) -> dict[int, dict
     name_of = dict(zip(group["params"], names, strict=True))
     buffers = content["optimizer"]["state"]
     return {new_index[name_of[key]]: buffer for key, buffer in buffers.items()}
+
+
+def load_legacy_run(content: dict, weights: dict, source: Path, trainer: Trainer) -> None:
+    """Load weights and momentum of a checkpoint of the released code into the trainer.
+
+    Raises:
+        UserError: they do not fit.
+    """
+    checkpoint.require_keys(content, {"epoch": int, "optimizer": dict}, source)
+    checkpoint.load_weights(trainer.model, weights, source)
+    names = [name for name, _ in trainer.model.named_parameters()]
+    try:
+        momentum = legacy_momentum(content, names)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(f"{source}: not the optimizer state of the released code") from error
+    groups = trainer.optimizer.state_dict()["param_groups"]
+    state = {"state": momentum, "param_groups": groups}
+    checkpoint.load_optimizer(trainer.optimizer, state, source)
 
 
 def _convert_name(name: str) -> str:

@@ -1,13 +1,13 @@
-"""The options of `main.py`, parsed and checked."""
+"""The options of `main.py`, parsed and checked. Does not import torch, so that --help is quick."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 from common.command_line import DTYPES, UserError, require_file, require_writable_file
-from data import IMAGE_SIZES
-from flags import build_parser
-from wide_resnet import blocks_per_group, group_channels
+from common.run_folder import checkpoint_path
+from flags import IMAGE_SIZES, build_parser
+from schedule import scaled_milestones
 
 
 @dataclass(frozen=True)
@@ -39,14 +39,22 @@ class Config:
     resume: str
     evaluate: bool
     export: Path | None
+    predict: tuple[Path, ...]
+    json: Path | None
+    given: frozenset[str]  # names of the options that are on the command line
 
     @property
     def network(self) -> str:
         return f"WRN-{self.depth}-{self.width:g}"
 
+    @property
+    def checkpoint(self) -> Path | None:
+        """The file that --resume names, if it names one."""
+        return None if self.resume in ("", "auto") else Path(self.resume)
+
     def to_dict(self) -> dict:
-        """Return the options as JSON-serializable values."""
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        """Return the options as JSON-serializable values, for logs and checkpoints."""
+        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in NOT_LOGGED}
         values["epoch_step"] = list(self.epoch_step)
         return {key: str(v) if isinstance(v, Path) else v for key, v in values.items()}
 
@@ -55,12 +63,13 @@ class Config:
         return {key: value for key, value in self.to_dict().items() if key in RESUME_MUST_MATCH}
 
 
+NOT_LOGGED = ("predict", "json", "given")
 # Options that do not affect the numbers of an epoch.
 RESUME_MAY_CHANGE = (
     "dataroot", "nthread", "epochs", "device", "test_every", "resume", "save", "evaluate", "export",
 )  # fmt: skip
 RESUME_MUST_MATCH = tuple(
-    field.name for field in fields(Config) if field.name not in RESUME_MAY_CHANGE
+    field.name for field in fields(Config) if field.name not in RESUME_MAY_CHANGE + NOT_LOGGED
 )
 
 
@@ -70,48 +79,93 @@ def parse(argv: Sequence[str] | None = None) -> Config:
     Raises:
         UserError: an option is unknown or invalid, or options contradict each other.
     """
-    options = vars(build_parser().parse_args(argv))
-    gpus, gpu = options.pop("ngpu"), options.pop("gpu_id")
+    parser = build_parser()
+    given = parser.parse_given(argv)
+    options = vars(parser.parse_args([])) | given
+    gpus = options.pop("ngpu")
     if gpus > 1:
         raise UserError(
             f"--ngpu {gpus}: to use several GPUs, run torchrun --nproc_per_node {gpus} main.py …"
         )
-    if gpu is not None:
-        if options["device"] != "auto":
-            raise UserError("--gpu_id and --device can't be combined; give only one of them")
-        options["device"] = f"cuda:{gpu}"
+    if "epoch_step" not in given:
+        options["epoch_step"] = scaled_milestones(options["epochs"])
     options["dtype"] = DTYPES[options["dtype"]]
-    native_size = IMAGE_SIZES[options["dataset"]]
-    options["image_size"] = options["image_size"] or native_size
-    config = Config(**options)
-    check_network(config, native_size)
+    options["image_size"] = options["image_size"] or IMAGE_SIZES[options["dataset"]]
+    options["predict"] = tuple(options["predict"] or ())
+    if options["resume"] not in ("", "auto"):
+        options["resume"] = str(checkpoint_path(Path(options["resume"])))
+    config = Config(**options, given=frozenset(given))
+    check_task(config)
     check_files(config)
     return config
 
 
-def check_network(config: Config, native_size: int) -> None:
-    """Raise `UserError` if the network or the image size is not possible."""
-    if config.dataset != "folder" and config.image_size != native_size:
-        raise UserError(
-            f"--image-size {config.image_size}: images of {config.dataset} have {native_size} "
-            "pixels; leave the option out"
-        )
-    try:
-        blocks_per_group(config.depth)
-        group_channels(config.width)
-    except ValueError as error:
-        raise UserError(f"--{error}") from error  # begins with `depth` or `width`
+def check_task(config: Config) -> None:
+    """Raise `UserError` if tasks contradict each other, or one lacks its checkpoint."""
+    if config.predict and (config.evaluate or config.export):
+        other = "--evaluate" if config.evaluate else "--export"
+        raise UserError(f"--predict and {other} can't be combined; run them one after the other")
+    if (config.evaluate or config.predict) and config.checkpoint is None:
+        task = "--predict" if config.predict else "--evaluate"
+        raise UserError(f"{task} requires --resume FILE, the checkpoint or the folder of a run")
+    if config.resume == "auto" and config.save is None:
+        raise UserError("--resume auto requires --save DIR, the folder with the checkpoint")
 
 
 def check_files(config: Config) -> None:
-    """Raise `UserError` if a file is missing or exists already, or a required option is missing."""
-    if config.evaluate and config.resume in ("", "auto"):
-        raise UserError("--evaluate requires --resume FILE, the checkpoint to evaluate")
-    if config.resume == "auto" and config.save is None:
-        raise UserError("--resume auto requires --save DIR, the folder with the checkpoint")
-    if config.resume not in ("", "auto"):
-        require_file("--resume", Path(config.resume), "a checkpoint")
+    """Raise `UserError` if a file is missing, or one would be overwritten."""
+    if config.checkpoint:
+        require_file("--resume", config.checkpoint, "a checkpoint")
+    for image in config.predict:
+        require_file("--predict", image, "an image")
     if config.export is not None:
         if config.export.exists():
             raise UserError(f"--export {config.export}: exists already; choose another name")
         require_writable_file("--export", config.export)
+    if config.json is not None:
+        require_writable_file("--json", config.json)
+        others = (config.checkpoint, config.export, *config.predict)
+        if config.json.resolve() in [path.resolve() for path in others if path]:
+            raise UserError(
+                f"--json {config.json}: this command reads or writes it; choose another name"
+            )
+
+
+def use_recorded(config: Config, recorded: dict, source: Path) -> Config:
+    """Return the options with those of the network and the data that a checkpoint records.
+
+    Args:
+        config: the options.
+        recorded: values of `depth`, `width`, `image_size`, `dataset` and `dataroot`, if known.
+        source: the checkpoint, for messages.
+
+    Raises:
+        UserError: options on the command line contradict the checkpoint.
+    """
+    recorded = dict(recorded)
+    dataroot = recorded.pop("dataroot", None)
+    wrong = [
+        f"--{name.replace('_', '-')} {getattr(config, name)} (it has {value})"
+        for name, value in recorded.items()
+        if name in config.given and getattr(config, name) != value
+    ]
+    if wrong:
+        raise UserError(f"{source} contradicts {', '.join(wrong)}; leave these options out")
+    if dataroot and "dataroot" not in config.given and Path(dataroot).exists():
+        recorded["dataroot"] = Path(dataroot)
+    return replace(config, **recorded)
+
+
+def check_options_unchanged(options: dict, config: Config, source: Path) -> None:
+    """Raise `UserError` if the stored options differ in one that must not change."""
+    changed = [
+        f"--{flag} {value} (was {options.get(flag)})"
+        for flag, value in config.resume_options().items()
+        if options.get(flag) != value
+    ]
+    changed += [f"--{flag} (unknown)" for flag in options.keys() - config.to_dict().keys()]
+    if changed:
+        raise UserError(
+            f"{source} was saved with other options: {'; '.join(changed)}; resume with the same "
+            "options, or start a new run in another folder"
+        )

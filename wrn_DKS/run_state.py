@@ -10,22 +10,23 @@ Keys of `checkpoint.pt`:
     options: the options of the command line.
     processes: number of processes of the run.
 
-An exported backbone has the keys `format` to `model` only. Random states are not stored: all
-random numbers are functions of the seed, the epoch and the process.
+An exported backbone has the keys `format` to `model`, and `dataset`. Random states are not stored:
+all random numbers are functions of the seed, the epoch and the process.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
 from common import checkpoint
-from common.command_line import UserError
+from common.command_line import UserError, plural
 from common.distributed import print_once, world_size
-from data import DatasetInfo
+from data import IMAGE_SIZES, DatasetInfo
 from engine import Trainer
-from legacy import is_legacy, legacy_momentum, legacy_state_dict
-from options import Config
+from legacy import is_legacy, legacy_weights, load_legacy_run
+from options import Config, check_options_unchanged
+from wide_resnet import group_channels, network_size
 
 FORMAT = 1
 NETWORK_KEYS = {
@@ -52,7 +53,25 @@ class LoadedCheckpoint:
 
     @property
     def has_branches(self) -> bool:
-        return any(str(name).startswith("branches.") for name in self.weights)
+        return len(self.backbone) < len(self.weights)
+
+    @property
+    def backbone(self) -> dict[str, torch.Tensor]:
+        """The weights without those of the branches."""
+        return {k: v for k, v in self.weights.items() if not str(k).startswith("branches.")}
+
+    @property
+    def options(self) -> dict:
+        """The options of the run; empty if it is not the checkpoint of a run."""
+        return self.content.get("options", {})
+
+    def recorded(self) -> dict:
+        """Return what the file says of the options of the network and the data."""
+        if self.info is None:
+            return dict(zip(("depth", "width"), network_size(self.weights), strict=True))
+        known = self.options | self.content
+        names = ("depth", "width", "image_size", "dataset", "dataroot")
+        return {name: known[name] for name in names if name in known}
 
 
 def model_content(model: dict, config: Config, info: DatasetInfo) -> dict:
@@ -95,20 +114,27 @@ def save_run(path: Path, trainer: Trainer, config: Config, info: DatasetInfo, ep
     checkpoint.save(path, content)
 
 
-def load_checkpoint(path: Path, config: Config) -> LoadedCheckpoint:
-    """Load a checkpoint and check that it fits the options.
+def export_backbone(path: Path, backbone: dict, config: Config, info: DatasetInfo) -> None:
+    """Save the weights of a backbone without branches."""
+    checkpoint.save(path, model_content(backbone, config, info) | {"dataset": config.dataset})
+    print_once(f"exported the backbone to {path}")
+
+
+def load_checkpoint(path: Path) -> LoadedCheckpoint:
+    """Load a checkpoint of a run, an exported backbone, or a checkpoint of the released code.
 
     Raises:
-        UserError: the file is not a checkpoint, or it is for another network.
+        UserError: the file is none of them, or it is damaged.
     """
     content = checkpoint.load(path)
+    runs = {key: kind for key, kind in RUN_KEYS.items() if key in content}
+    checkpoint.require_keys(content, runs, path)
+    if content.get("epoch", 0) < 0:
+        raise UserError(f"{path}: the epoch is {content['epoch']}; the file is damaged")
     if is_legacy(content):
-        try:
-            return LoadedCheckpoint(path, content, legacy_state_dict(content["params"]), None)
-        except (KeyError, TypeError, AttributeError) as error:
-            raise UserError(f"{path}: not a checkpoint of the released code ({error})") from error
+        return LoadedCheckpoint(path, content, legacy_weights(content, path), None)
     checkpoint.require_keys(content, NETWORK_KEYS, path)
-    unknown = content.keys() - NETWORK_KEYS.keys() - RUN_KEYS.keys()
+    unknown = content.keys() - NETWORK_KEYS.keys() - RUN_KEYS.keys() - {"dataset"}
     if content["format"] != FORMAT or unknown:
         found = f"an unknown key {min(map(str, unknown))!r}" if unknown else content["format"]
         raise UserError(
@@ -116,13 +142,27 @@ def load_checkpoint(path: Path, config: Config) -> LoadedCheckpoint:
         )
     info = DatasetInfo(content["classes"], content["mean"], content["std"])
     check_dataset_info(info, path)
-    for flag in ("depth", "width", "image_size"):
-        if content[flag] != getattr(config, flag):
-            raise UserError(
-                f"{path} has {flag} {content[flag]}, but the options have "
-                f"{getattr(config, flag)}; give --{flag} {content[flag]}"
-            )
-    return LoadedCheckpoint(path, content, content["model"], info)
+    loaded = LoadedCheckpoint(path, content, content["model"], info)
+    check_recorded(loaded)
+    return loaded
+
+
+def check_recorded(loaded: LoadedCheckpoint) -> None:
+    """Raise `UserError` if what a file records is not possible or not that of its weights."""
+    try:
+        recorded = loaded.recorded()
+        depth, width = network_size(loaded.weights)
+        same_width = group_channels(width) == group_channels(recorded["width"])
+        valid = depth == recorded["depth"] and same_width and 8 <= recorded["image_size"] <= 1024
+        valid &= isinstance(recorded.get("dataroot", ""), str)
+        valid &= recorded.get("dataset", "folder") in IMAGE_SIZES
+    except (KeyError, AttributeError, IndexError, ValueError, TypeError, OverflowError):
+        valid = False
+    if not valid:
+        raise UserError(
+            f"{loaded.source}: its network, image size or dataset is not possible; the file is "
+            "damaged, or of a newer version of this code"
+        )
 
 
 def check_dataset_info(info: DatasetInfo, source: Path) -> None:
@@ -135,69 +175,45 @@ def check_dataset_info(info: DatasetInfo, source: Path) -> None:
         raise UserError(f"{source}: the class names are not strings; the file is damaged")
 
 
-def resume(loaded: LoadedCheckpoint, trainer: Trainer, config: Config, info: DatasetInfo) -> int:
+def options_to_resume(loaded: LoadedCheckpoint, config: Config) -> Config:
+    """Return the options for resuming: milestones that are not given are those of the run.
+
+    Raises:
+        UserError: it is not the checkpoint of a run, or of one with other options.
+    """
+    if loaded.info is None:
+        return config
+    if "optimizer" not in loaded.content:
+        raise UserError(
+            f"{loaded.source} is an exported backbone and can't be resumed; use the checkpoint of "
+            "a run, or --evaluate"
+        )
+    checkpoint.require_keys(loaded.content, RUN_KEYS, loaded.source)
+    steps = loaded.options.get("epoch_step")
+    is_valid = isinstance(steps, list) and all(type(epoch) is int for epoch in steps)
+    if is_valid and "epoch_step" not in config.given:
+        config = replace(config, epoch_step=tuple(steps))
+    check_options_unchanged(loaded.options, config, loaded.source)
+    return config
+
+
+def resume(loaded: LoadedCheckpoint, trainer: Trainer, info: DatasetInfo) -> int:
     """Load the state of a run into the trainer and return the number of finished epochs.
 
     Raises:
-        UserError: the run can't be resumed with these options and this dataset.
+        UserError: the state does not fit the network, or the dataset is another one.
     """
     content, source = loaded.content, loaded.source
     if loaded.info is None:
-        return resume_legacy(loaded, trainer)
-    if "optimizer" not in content:
-        raise UserError(
-            f"{source} is an exported backbone and can't be resumed; use the checkpoint of a run"
-        )
-    checkpoint.require_keys(content, RUN_KEYS, source)
-    check_options_unchanged(content["options"], config, source)
+        load_legacy_run(content, loaded.weights, source, trainer)
+        return content["epoch"]
     if loaded.info != info:
-        raise UserError(
-            f"{source} was trained on another dataset than the one in --dataroot {config.dataroot}"
-        )
+        raise UserError(f"{source} was trained on another dataset than the one in --dataroot")
     if content["processes"] != world_size():
-        print_once(
-            f"resuming a run of {content['processes']} process(es) with {world_size()}: results "
-            "will differ, because batch norm uses the statistics of each process's part of a batch"
-        )
+        before = plural(content["processes"], "process")
+        print_once(f"{before} before, {world_size()} now: batch norm, and the results, will differ")
     checkpoint.load_weights(trainer.model, loaded.weights, source)
     checkpoint.load_optimizer(trainer.optimizer, content["optimizer"], source)
     if trainer.scaler.is_enabled():
         trainer.scaler.load_state_dict(content["scaler"])
-    return finished_epochs(content, source)
-
-
-def check_options_unchanged(options: dict, config: Config, source: Path) -> None:
-    """Raise `UserError` if the stored options differ in one that must not change."""
-    changed = [
-        f"--{flag} {value} (was {options.get(flag)})"
-        for flag, value in config.resume_options().items()
-        if options.get(flag) != value
-    ]
-    changed += [f"--{flag} (unknown)" for flag in options.keys() - config.to_dict().keys()]
-    if changed:
-        raise UserError(
-            f"{source} was saved with other options: {'; '.join(changed)}; resume with the same "
-            "options, or start a new run in another folder"
-        )
-
-
-def resume_legacy(loaded: LoadedCheckpoint, trainer: Trainer) -> int:
-    """Resume from a checkpoint of the released code; see `resume`."""
-    content, source = loaded.content, loaded.source
-    checkpoint.require_keys(content, {"epoch": int, "optimizer": dict}, source)
-    checkpoint.load_weights(trainer.model, loaded.weights, source)
-    names = [name for name, _ in trainer.model.named_parameters()]
-    try:
-        momentum = legacy_momentum(content, names)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise UserError(f"{source}: not the optimizer state of the released code") from error
-    groups = trainer.optimizer.state_dict()["param_groups"]
-    state = {"state": momentum, "param_groups": groups}
-    checkpoint.load_optimizer(trainer.optimizer, state, source)
-    return finished_epochs(content, source)
-
-
-def finished_epochs(content: dict, source: Path) -> int:
-    if content["epoch"] < 0:
-        raise UserError(f"{source}: the epoch is {content['epoch']}; the file is damaged")
     return content["epoch"]

@@ -1,6 +1,8 @@
-"""The learning-rate schedule."""
+"""The learning-rate schedule. Does not import torch."""
 
 from typing import NamedTuple
+
+PERCENT = (30, 60, 80)  # of the epochs: the paper's milestones are 60, 120 and 160 of 200
 
 
 class StepSchedule(NamedTuple):
@@ -25,3 +27,22 @@ class StepSchedule(NamedTuple):
     def resets_momentum(self, epoch: int) -> bool:
         """Return whether the momentum buffers are reset at the start of `epoch` (0-based)."""
         return epoch + 1 in self.milestones
+
+    def describe(self, epochs: int) -> str:
+        """Return a line that says at which of the epochs the rate falls and to what."""
+        start = f"learning rate {self.rate(0):g}"
+        falls = sorted({epoch for epoch in self.milestones if 1 < epoch <= epochs})
+        if not falls:
+            return f"{start} in every epoch"
+        first, *others = (f"{self.rate(epoch - 1):g} at {{}}{epoch}" for epoch in falls)
+        steps = [first.format("epoch "), *(step.format("") for step in others)]
+        return f"{start}, decayed to {', '.join(steps)}"
+
+
+def scaled_milestones(epochs: int) -> tuple[int, ...]:
+    """Return the paper's milestones for another number of epochs: 30, 60 and 80 % of it, rounded.
+
+    In runs of a few epochs, milestones coincide or would be in the first epoch; these are left out.
+    """
+    rounded = ((percent * epochs + 50) // 100 for percent in PERCENT)
+    return tuple(sorted({epoch for epoch in rounded if 1 < epoch <= epochs}))

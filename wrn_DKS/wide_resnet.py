@@ -186,6 +186,18 @@ def group_channels(width: float) -> tuple[int, int, int]:
     return channels
 
 
+def network_size(state: dict[str, Tensor]) -> tuple[int, float]:
+    """Return depth and width of the `WideResNet` with this state dict.
+
+    The width is the smallest one that gives these channels.
+
+    Raises:
+        KeyError, AttributeError, IndexError: it is not the state dict of a `WideResNet`.
+    """
+    blocks = {name.split(".")[2] for name in state if name.startswith("groups.0.")}
+    return 6 * len(blocks) + 4, state["groups.2.0.conv0.weight"].shape[0] / 64
+
+
 def initialize(module: nn.Module) -> None:
     """Initialize the parameters of a layer as in the released code.
 

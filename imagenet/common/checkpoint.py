@@ -3,67 +3,21 @@
 A checkpoint is a dict of tensors and plain Python values, saved with `torch.save`.
 """
 
-import contextlib
-import os
 import warnings
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO
 
 import torch
 from torch import Tensor, nn
 
-from .command_line import UserError, defer_signals, one_line
+from .command_line import UserError, one_line
 from .distributed import print_once
+from .files import write_atomically
 
 
 def save(path: Path, content: dict) -> None:
     """Save a checkpoint atomically; see `write_atomically`."""
     write_atomically(path, lambda file: torch.save(content, file))
-
-
-def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Write a file so that `path` always holds either the old or the new version.
-
-    Termination signals are deferred until the file is written: torch's zip writer would turn the
-    exception of a signal handler into a RuntimeError.
-
-    Args:
-        path: file to create or replace.
-        write: writes the content to the open file.
-
-    Raises:
-        UserError: the file can't be written, for example because the disk is full. An existing
-            file is left untouched.
-    """
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        with defer_signals():
-            with open(temporary, "wb") as file:
-                write(file)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-            sync_folder(path.parent)
-    except (OSError, RuntimeError) as error:  # torch's zip writer turns OSError into RuntimeError
-        kept = "the previous version is intact; " if path.exists() else ""
-        raise UserError(
-            f"{path} can't be saved: {one_line(error, 150)}; {kept}"
-            "free some space or choose another folder"
-        ) from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-
-
-def sync_folder(folder: Path) -> None:
-    """Flush a folder's entries to disk, so that a rename in it survives a power failure."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def load(path: Path) -> dict:

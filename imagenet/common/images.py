@@ -1,15 +1,20 @@
 """Image files: which ones a folder contains, and how they are decoded."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from PIL import Image
+from torch import Tensor
 from torchvision.datasets.folder import IMG_EXTENSIONS
+from tqdm import tqdm
 
 from .command_line import UserError, one_line
+from .distributed import rank
 
 
 class ImageListing(NamedTuple):
@@ -86,3 +91,26 @@ def read_rgb(path: Path) -> Image.Image:
         raise UserError(
             f"{path}: not an image that can be read ({one_line(error, 150)})"
         ) from error
+
+
+def read_squares(paths: Sequence[Path], side: int, workers: int, description: str) -> Tensor:
+    """Decode images with several threads and resize them to squares (bicubic).
+
+    Returns:
+        (N, 3, side, side) uint8.
+
+    Raises:
+        UserError: an image can't be read.
+    """
+    images = torch.empty(len(paths), 3, side, side, dtype=torch.uint8)
+
+    def read(index: int) -> None:
+        image = read_rgb(paths[index]).resize((side, side), Image.Resampling.BICUBIC)
+        images[index] = torch.from_numpy(np.array(image)).permute(2, 0, 1)
+
+    with ThreadPoolExecutor(workers) as pool:
+        done = pool.map(read, range(len(paths)))
+        disable = None if rank() == 0 else True  # None: show the bar in terminals only
+        for _ in tqdm(done, description, len(paths), leave=False, disable=disable):
+            pass
+    return images

@@ -14,7 +14,8 @@ from torture.scripts import CIFAR, IMAGENET, TRAINING, Script
 
 # Log keys that depend on the clock, the machine or the folder.
 VOLATILE_KEYS = {
-    "train_time", "test_time", "train_images_per_s", "times", "peak_memory_mib", "resume", "save"
+    "train_time", "test_time", "train_images_per_s", "times", "peak_memory_mib", "resume", "save",
+    "options",
 }  # fmt: skip
 
 

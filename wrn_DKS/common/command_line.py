@@ -59,6 +59,13 @@ class ArgumentParser(argparse.ArgumentParser):
             words.append(flags.get(flag.replace("_", "-"), flag) + equals + value)
         return super().parse_args(words, namespace)
 
+    def parse_given(self, args: Sequence[str] | None = None) -> dict:
+        """Return only the options that are on the command line, by name."""
+        absent = object()
+        names = [action.dest for action in self._actions]
+        options = vars(self.parse_args(args, argparse.Namespace(**dict.fromkeys(names, absent))))
+        return {name: value for name, value in options.items() if value is not absent}
+
     def error(self, message: str):
         raise UserError(f"{message} (--help lists all options)")
 
@@ -179,8 +186,19 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def plural(count: int, noun: str) -> str:
-    """Return the count with its noun: "1 epoch", "3 epochs"."""
-    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+    """Return the count with its noun: "1 epoch", "3 epochs", "2 classes"."""
+    ending = "" if count == 1 else "es" if noun.endswith("s") else "s"
+    return f"{count:,} {noun}{ending}"
+
+
+def root_cause(error: BaseException) -> str:
+    """Return why a download failed: the system error behind it, or else the error's message."""
+    root = error
+    while cause := root.__cause__ or (not root.__suppress_context__ and root.__context__):
+        root = cause
+    if isinstance(root, OSError):
+        return root.strerror or one_line(root, 150)
+    return one_line(error, 150)
 
 
 def one_line(error: BaseException, limit: int = 500) -> str:

@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from .command_line import UserError, one_line
+from .command_line import UserError, one_line, plural
 
 
 @contextlib.contextmanager
@@ -105,8 +105,9 @@ def select_device(device: str) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         gpus = torch.cuda.device_count()
         raise UserError(
-            f"--device {device}: not available on this machine, where PyTorch finds {gpus} GPU(s); "
-            "use another device, such as --device cpu, or at most one process per GPU"
+            f"--device {device}: not available on this machine, where PyTorch finds "
+            f"{plural(gpus, 'GPU')}; use another device, such as --device cpu, or at most one "
+            "process per GPU"
         ) from error
     return chosen
 
@@ -117,6 +118,23 @@ def rank() -> int:
 
 def world_size() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def describe_devices(device: torch.device) -> str:
+    """Return the text `device cpu` or, under torchrun, such as `8 processes on cuda:0 to cuda:7`.
+
+    Args:
+        device: of this process.
+    """
+    if not dist.is_initialized():
+        return f"device {device}"
+    per_machine = int(os.environ.get("LOCAL_WORLD_SIZE", world_size()))
+    names = str(device)
+    if device.type == "cuda" and per_machine > 1:
+        names = f"cuda:0 to cuda:{per_machine - 1}"
+    machines = world_size() // per_machine
+    where = f" of {machines} machines" if machines > 1 else ""
+    return f"{plural(world_size(), 'process')} on {names}{where}"
 
 
 def sum_over_processes(values: Tensor) -> Tensor:

@@ -1,0 +1,185 @@
+"""wrn_DKS/main.py with a trained network: evaluation, predictions, export; options it records."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from cifar_runs import records
+from synthetic import write_folders
+
+NETWORK = "--depth 10 --width 0.25 --batch_size 8 --epochs 1".split()
+
+
+@pytest.fixture(scope="module")
+def main(wrn):
+    """Call wrn_DKS/main.py with these options alone."""
+    return lambda *words: wrn.main.main([*map(str, words)])
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    """A folder of images of two classes."""
+    folder = tmp_path_factory.mktemp("images")
+    write_folders(folder, {"cat": 4, "dog": 4}, "train")
+    return write_folders(folder, {"cat": 2, "dog": 1}, "val")
+
+
+@pytest.fixture(scope="module")
+def folder_run(main, images, tmp_path_factory):
+    """The folder of a plain network trained on the images, at another size than the default."""
+    folder = tmp_path_factory.mktemp("run")
+    words = ("--dataset", "folder", "--dataroot", images, "--image-size", 16, *NETWORK)
+    assert main(*words, "--method", "baseline", "--dtype", "bfloat16", "--save", folder) == 0
+    return folder
+
+
+def test_evaluation_takes_network_and_data_from_the_run(main, folder_run, images, capsys):
+    """The folder of a run means its checkpoint; --model_path is another name of --resume."""
+    error = 100 - records(folder_run)[-1]["test_acc"]
+    for flag, path in (("--resume", folder_run), ("--model_path", folder_run / "checkpoint.pt")):
+        assert main("--evaluate", flag, path, "--dtype", "bfloat16") == 0
+        out = capsys.readouterr().out
+        assert f"{folder_run}/checkpoint.pt: WRN-10-0.25, trained for 1 epoch\n" in out
+        assert f"device cpu, dtype bfloat16, 3 test images of {images}\n" in out
+        assert f"test error of the backbone: {error:.2f} %" in out
+        assert "note:" not in out and "training" not in out  # which has other costs
+    assert main("--evaluate", "--resume", folder_run) == 0
+    assert "dtype float32" in (out := capsys.readouterr().out)
+    assert "note: it was trained with --dtype bfloat16" in out
+
+
+def test_dataroot_can_be_given_or_is_the_default_one(main, folder_run, images, tmp_path, capsys):
+    """The default one if that of the run does not exist any more."""
+    moved = shutil.copytree(images, tmp_path / "data")
+    assert main("--evaluate", "--resume", folder_run, "--dataroot", moved) == 0
+    assert f"3 test images of {moved}\n" in capsys.readouterr().out
+    content = torch.load(folder_run / "checkpoint.pt", weights_only=True)
+    content["options"]["dataroot"] = str(tmp_path / "nowhere")
+    torch.save(content, tmp_path / "x.pt")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path)
+        assert main("--evaluate", "--resume", "x.pt") == 0
+    assert "3 test images of data\n" in capsys.readouterr().out
+
+
+def test_all_contradictions_are_named_at_once(main, folder_run, capsys):
+    words = "--depth 16 --width 2 --dataset digits --image-size 8".split()
+    assert main("--evaluate", "--resume", folder_run, *words) == 2
+    error = capsys.readouterr().err
+    for part in ("--depth 16 (it has 10)", "--width 2.0 (it has 0.25)",
+                 "--dataset digits (it has folder)", "--image-size 8 (it has 16)"):  # fmt: skip
+        assert part in error
+    assert error.count("\n") == 1
+    same = "--depth 10 --width 0.25 --dataset folder --image-size 16".split()
+    assert main("--evaluate", "--resume", folder_run, *same) == 0
+
+
+def test_export_of_a_finished_run_needs_no_data(main, wrn, folder_run, monkeypatch, tmp_path):
+    monkeypatch.setattr(wrn.main, "load_dataset", None)
+    before = sorted(folder_run.iterdir())
+    for words in ((), NETWORK):
+        exported = tmp_path / f"{len(words)}.pt"
+        assert main("--resume", folder_run, "--export", exported, *words) == 0
+        content = torch.load(exported, weights_only=True)
+        assert (content["image_size"], content["dataset"]) == (16, "folder")
+        assert (content["classes"], content["depth"]) == (["cat", "dog"], 10)
+    assert sorted(folder_run.iterdir()) == before
+
+
+def test_export_of_an_unfinished_run_first_finishes_it(cifar_main, tmp_path):
+    words = ("--method", "baseline", "--save", tmp_path / "run")
+    assert cifar_main("--epochs", 1, *words) == 0
+    exported = tmp_path / "x.pt"
+    words = ("--method", "baseline", "--epochs", 2, "--epoch_step", "[]", "--export", exported)
+    assert cifar_main(*words, "--resume", tmp_path / "run") == 0
+    assert len(records(tmp_path / "run")) == 2 and exported.exists()
+
+
+def test_export_can_be_evaluated_without_other_options(
+    main, cifar_main, cifar_run, tmp_path, capsys
+):
+    """Exports of older versions do not name their dataset."""
+    exported = tmp_path / "x.pt"
+    assert main("--resume", cifar_run, "--export", exported) == 0
+    assert main("--evaluate", "--resume", exported) == 0
+    error = 100 - records(cifar_run)[-1]["test_acc"]
+    assert f"backbone: {error:.2f} %" in capsys.readouterr().out
+    content = torch.load(exported, weights_only=True)
+    del content["dataset"]
+    torch.save(content, exported)
+    assert cifar_main("--evaluate", "--resume", exported) == 0
+    assert f"backbone: {error:.2f} %" in capsys.readouterr().out
+    assert main("--evaluate", "--resume", exported) == 2
+    assert "choose another dataset" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("exported", [False, True])
+def test_predictions_name_the_most_likely_classes(
+    main, wrn, folder_run, images, tmp_path, capsys, exported
+):
+    path = folder_run
+    if exported:
+        path = tmp_path / "x.pt"
+        assert main("--resume", folder_run, "--export", path) == 0
+    paths = sorted(images.glob("val/*/*"))
+    words = ("--dtype", "bfloat16", "--resume", path, "--json", tmp_path / "x.json")
+    assert main("--predict", *paths, *words) == 0
+    out = capsys.readouterr().out
+    predictions = json.loads((tmp_path / "x.json").read_text())
+    wrong = 0
+    for image, prediction in zip(paths, predictions, strict=True):
+        assert prediction["image"] == str(image)
+        names = [each["name"] for each in prediction["classes"]]
+        probabilities = [each["probability"] for each in prediction["classes"]]
+        assert sorted(names) == ["cat", "dog"] and sum(probabilities) == pytest.approx(1)
+        assert probabilities == sorted(probabilities, reverse=True)
+        assert f"{image}\n  {100 * probabilities[0]:6.2f}%  {names[0]}\n" in out
+        wrong += names[0] != image.parent.name
+    test_error = 100 - records(folder_run)[-1]["test_acc"]
+    assert 100 * wrong / len(paths) == pytest.approx(test_error)
+
+
+def test_predictions_are_refused_without_class_names(main, images, tmp_path, capsys):
+    """The released code's checkpoints have none; --dataset supplies them."""
+    torch.save({"params": {}}, tmp_path / "x.pt7")
+    (image, *_) = images.glob("val/*/*")
+    assert main("--predict", image, "--resume", tmp_path / "x.pt7") == 2
+    assert "not a checkpoint of the released code" in capsys.readouterr().err
+    for words, message in (
+        (["--predict", image, "--evaluate"], "can't be combined"),
+        (["--predict", tmp_path / "nowhere.jpg"], "no such file"),
+        (["--predict", image, "--json", image], "choose another name"),
+    ):
+        assert main(*words, "--resume", tmp_path / "x.pt7") == 2
+        assert message in capsys.readouterr().err
+
+
+def test_json_has_the_errors_of_every_classifier(main, cifar_run, cifar_main, tmp_path):
+    last, path = records(cifar_run)[-1], tmp_path / "x.json"
+    assert main("--evaluate", "--resume", cifar_run, "--json", path) == 0
+    evaluated = json.loads(path.read_text())
+    assert evaluated["classifiers"] == {
+        "backbone": {"top1_error": 100 - last["test_acc"]},
+        "shallow branch": {"top1_error": 100 - last["test_acc_ep1"]},
+        "deep branch": {"top1_error": 100 - last["test_acc_ep2"]},
+        "ensemble": {"top1_error": last["test_error_ensemble"]},
+    }
+    assert evaluated["top1_error"] == 100 - last["test_acc"] and evaluated["images"] == 360
+    assert evaluated["checkpoint"] == str(cifar_run / "checkpoint.pt")
+    assert (evaluated["dtype"], evaluated["device"]) == ("float32", "cpu")
+    assert evaluated["torch"] == torch.__version__
+    words = ("--epochs", 4, "--epoch_step", "[3]", "--save", cifar_run, "--resume", "auto")
+    assert cifar_main(*words, "--json", path) == 0
+    trained = json.loads(path.read_text())
+    assert trained["classifiers"] == evaluated["classifiers"]
+    assert trained["checkpoint"] == evaluated["checkpoint"]
+
+
+def test_json_can_not_overwrite_files_of_the_run(main, cifar_main, cifar_run, capsys):
+    path = cifar_run / "checkpoint.pt"
+    assert main("--evaluate", "--resume", cifar_run, "--json", path) == 2
+    words = ("--epochs", 4, "--epoch_step", "[3]", "--save", cifar_run, "--resume", "auto")
+    for name in ("checkpoint.pt", "log.txt"):
+        assert cifar_main(*words, "--json", cifar_run / name) == 2
+    assert capsys.readouterr().err.count("choose another name") == 3

@@ -1,0 +1,131 @@
+"""The logs of both script folders, read into one form.
+
+This module does not import torch, so that `report.py` does not wait for it.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from .command_line import UserError
+from .json_log import Log
+
+BACKBONE = "backbone"
+CLASSIFIERS = (BACKBONE, "shallow branch", "deep branch")  # in the order of the logits
+ENSEMBLE = "ensemble"  # the mean of the classifiers' probabilities
+
+# Values in the records of log.txt that are not options.
+NOT_OPTIONS = {"epoch", "learning_rate", "n_parameters", "peak_memory_mib"}
+
+
+class Errors(NamedTuple):
+    """Error rates in percent."""
+
+    top1: float
+    top5: float | None = None  # None: the log does not have it
+
+
+class Epoch(NamedTuple):
+    """An epoch of a run."""
+
+    epoch: int  # number of finished epochs
+    training: float  # top-1 error of the backbone in percent
+    tested: dict[str, Errors]  # by classifier, and of the ensemble; empty if there was no test
+
+
+class Run(NamedTuple):
+    """The log of a run."""
+
+    path: Path
+    options: dict
+    epochs: list[Epoch]
+
+    @property
+    def tested(self) -> list[Epoch]:
+        """The epochs that ended with a test; at least one."""
+        return [epoch for epoch in self.epochs if epoch.tested]
+
+    @property
+    def progress(self) -> str:
+        """The last tested epoch and, if that is not the last planned one, the latter."""
+        epoch, planned = self.tested[-1].epoch, self.options.get("epochs")
+        return f"{epoch}" if planned in (None, epoch) else f"{epoch} of {planned}"
+
+
+def read_txt_record(record: dict) -> Epoch:
+    """Read a record of wrn_DKS, whose keys for accuracies are those of the released code."""
+    accuracies = (record.get(key) for key in ("test_acc", "test_acc_ep1", "test_acc_ep2"))
+    tested = {
+        name: Errors(100 - accuracy)
+        for name, accuracy in zip(CLASSIFIERS, accuracies, strict=True)
+        if accuracy is not None
+    }
+    if "test_error_ensemble" in record:
+        tested[ENSEMBLE] = Errors(record["test_error_ensemble"])
+    return Epoch(record["epoch"], 100 - record["train_acc"], tested)
+
+
+def read_jsonl_record(record: dict) -> Epoch:
+    """Read a record of imagenet. Older logs call the ensemble `averaged`."""
+    validation = record["validation"]
+    classifiers = map(Errors, validation["top1_errors"], validation["top5_errors"])
+    tested = dict(zip(CLASSIFIERS, classifiers, strict=False))
+    name = "ensemble" if "ensemble_top1_error" in validation else "averaged"
+    ensemble = (validation[f"{name}_top1_error"], validation[f"{name}_top5_error"])
+    return Epoch(
+        record["epoch"], record["train"]["top1_errors"][0], tested | {ENSEMBLE: Errors(*ensemble)}
+    )
+
+
+def txt_options(record: dict) -> dict:
+    """Return the options in a record of wrn_DKS, which holds them beside the metrics."""
+    metrics = ("train_", "test_")
+    return {k: v for k, v in record.items() if k not in NOT_OPTIONS and not k.startswith(metrics)}
+
+
+def jsonl_options(record: dict) -> dict:
+    own = {name: record[name] for name in ("arch", "method", "seed") if name in record}
+    return own | record.get("options", {})
+
+
+FORMATS = {  # prefix of the lines, and how to read a record, by name of the log
+    "log.txt": ("json_stats: ", read_txt_record, txt_options),
+    "log.jsonl": ("", read_jsonl_record, jsonl_options),
+}
+
+
+def read_log(path: Path) -> Run:
+    """Read a log, whose name is one of `FORMATS`.
+
+    Raises:
+        UserError: a line is not a record.
+    """
+    prefix, read_record, options = FORMATS[path.name]
+    records = Log(path, prefix).records()
+    try:
+        epochs = [read_record(record) for record in records]
+        return Run(path, options(records[-1]) if records else {}, epochs)
+    except (KeyError, TypeError, IndexError) as error:
+        raise UserError(f"{path}: not the log of a run ({error!r})") from error
+
+
+def read_runs(folders: Sequence[Path]) -> list[Run]:
+    """Read the runs in `folders` and their subfolders, each once, if an epoch was tested.
+
+    Raises:
+        UserError: a folder does not exist or has no such run.
+    """
+    runs: dict[Path, Run] = {}
+    for folder in folders:
+        if not folder.is_dir():
+            raise UserError(f"{folder}: no such folder; give the --save folder of a run")
+        logs = (path for path in sorted(folder.rglob("log.*")) if path.name in FORMATS)
+        found = {path.resolve(): read_log(path.resolve()) for path in logs if path.is_file()}
+        found = {path: run for path, run in found.items() if run.tested}
+        if not found:
+            raise UserError(
+                f"{folder}: no {' or '.join(FORMATS)} with a tested epoch; give the --save folder "
+                "of a run, or a folder that contains several"
+            )
+        runs |= found
+    return list(runs.values())
