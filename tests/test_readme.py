@@ -242,8 +242,9 @@ def place(tmp_path, monkeypatch, imagenet, cifar_benchmark, imagenet_benchmark):
     for name in ("A.jpg", "B.jpg"):
         write_image(tmp_path / name)
     resnet = imagenet.resnet
-    branches = {"shallow": (resnet.Stage(1, 8), resnet.Stage(1, 8)), "deep": (resnet.Stage(1, 8),)}
-    tiny = resnet.NETWORKS["resnet18"]._replace(blocks=(1, 1, 1, 1), **branches)
+    stage = resnet.Stage(1, 8)
+    branches = (resnet.BranchSpec(2, (stage, stage)), resnet.BranchSpec(3, (stage,)))
+    tiny = resnet.NETWORKS["resnet18"]._replace(blocks=(1, 1, 1, 1), branches=branches)
     for arch in resnet.NETWORKS:
         monkeypatch.setitem(resnet.NETWORKS, arch, tiny)
     for runner in (cifar_benchmark.runner, imagenet_benchmark.runner):
