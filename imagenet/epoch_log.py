@@ -10,7 +10,7 @@ Record of an epoch:
     ema: the same for the averaged weights, if there are any.
     times: of this process, since the epoch started or was resumed. All other values do not depend
         on whether the run was interrupted.
-Errors are in percent, in the order of `CLASSIFIERS`.
+Errors are in percent, of the backbone, then of the branches from shallow to deep.
 """
 
 from pathlib import Path
@@ -18,7 +18,8 @@ from pathlib import Path
 from torch import Tensor
 
 from common.json_log import Log
-from evaluate import CLASSIFIERS, Scores
+from common.run_logs import classifier_names
+from evaluate import Scores
 from synergy import Losses
 from train_options import Config
 
@@ -94,7 +95,7 @@ def tensorboard_scalars(record: dict) -> dict[str, float]:
     for part in ("train", "validation", "ema"):
         for kind in ("top1", "top5"):
             errors = record.get(part, {}).get(f"{kind}_errors", [])
-            for name, error in zip(CLASSIFIERS, errors, strict=False):
+            for name, error in zip(classifier_names(len(errors)), errors, strict=True):
                 scalars[f"{kind} error {part}/{name}"] = error
     for name, value in record["times"].items():
         scalars[f"times/{name}"] = value

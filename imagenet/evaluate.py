@@ -13,8 +13,6 @@ from common.command_line import UserError, is_out_of_memory, one_line, plural
 from common.metrics import MetricSums, topk_correct
 from loader import device_batches
 
-CLASSIFIERS = ("backbone", "shallow branch", "deep branch")  # in the order of the logits
-
 
 class Errors(NamedTuple):
     """Error rates of a classifier, in percent."""
@@ -27,7 +25,7 @@ class Errors(NamedTuple):
 class Scores:
     """Result of an evaluation."""
 
-    classifiers: tuple[Errors, ...]  # in the order of `CLASSIFIERS`
+    classifiers: tuple[Errors, ...]  # backbone, then branches from shallow to deep
     ensemble: Errors  # of the mean of the classifiers' probabilities
     images: int  # number of images scored
     unreadable: int  # number of images skipped

@@ -9,7 +9,8 @@ import torchvision
 from common.command_line import plural
 from common.distributed import world_size
 from common.results import write_json
-from evaluate import CLASSIFIERS, Errors, Scores
+from common.run_logs import classifier_names
+from evaluate import Errors, Scores
 from options import Config
 from weights import sha256
 
@@ -32,7 +33,8 @@ def print_scores(config: Config, scores: Scores, seconds: float) -> None:
 
 def errors_by_name(scores: Scores) -> dict[str, Errors]:
     """Return the errors of each classifier and of the ensemble by name."""
-    return {**dict(zip(CLASSIFIERS, scores.classifiers, strict=False)), "ensemble": scores.ensemble}
+    names = classifier_names(len(scores.classifiers))
+    return dict(zip(names, scores.classifiers, strict=True)) | {"ensemble": scores.ensemble}
 
 
 def write_scores(config: Config, checkpoint: Path | None, scores: Scores, seconds: float) -> None:

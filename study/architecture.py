@@ -25,7 +25,7 @@ from matplotlib.patches import Circle, FancyArrowPatch, FancyBboxPatch
 from torch import Tensor, nn
 
 from common.command_line import ArgumentParser, exit_status
-from epoch_log import classifier_names
+from common.run_logs import classifier_names
 from wide_resnet import WideResNet, branch_specs
 
 IMAGES = Path(__file__).parents[1] / "images"

@@ -8,8 +8,7 @@ from matplotlib.figure import Figure
 from scipy import stats
 
 from common.error_figure import COLORS, plot_errors
-from common.run_logs import BACKBONE, read_txt_record
-from epoch_log import classifier_names
+from common.run_logs import BACKBONE, classifier_names, read_txt_record
 from study.logs import Study, tested_epochs
 from study.plan import METHODS
 

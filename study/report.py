@@ -19,8 +19,8 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "wrn_DKS"))
 from scipy.stats import ttest_rel
 
 from common.command_line import ArgumentParser, exit_status
+from common.run_logs import classifier_names
 from common.run_report import format_mean_std
-from epoch_log import classifier_names
 from study import published
 from study.cost import COLUMNS, cost_rows
 from study.figures import figures

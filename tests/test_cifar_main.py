@@ -209,3 +209,15 @@ def test_a_run_does_not_overwrite_another_one(cifar_main, cifar_run, tmp_path, c
     assert cifar_main("--epochs", 4, "--save", cifar_run, "--resume", other_checkpoint) == 2
     assert capsys.readouterr().err.count("already contains a run") == 2
     assert before == {path: path.read_bytes() for path in cifar_run.iterdir()}
+
+
+def test_a_third_branch_is_trained_and_reported(wrn, cifar_main, monkeypatch, tmp_path, capsys):
+    """Adding a row to the table of branches is all it takes."""
+    specs = wrn.wide_resnet.branch_specs(10, 0.25)
+    more = (*specs, specs[1]._replace(stages=((12, 1),)))
+    monkeypatch.setattr(wrn.wide_resnet, "branch_specs", lambda depth, width: more)
+    assert cifar_main("--epochs", 1, "--save", tmp_path / "x") == 0
+    out = capsys.readouterr().out
+    assert "test error of the branch 3: " in out and "shallow" not in out
+    assert wrn.report.main([str(tmp_path / "x")]) == 0
+    assert "| branch 3" in capsys.readouterr().out

@@ -11,6 +11,7 @@ from common.distributed import print_once, world_size
 from common.json_log import Log
 from common.metrics import cost
 from common.results import write_json
+from common.run_logs import classifier_names
 from engine import EpochResult, Trainer
 from options import Config
 from synergy import Losses
@@ -86,9 +87,9 @@ def released_metrics(results: EpochResults) -> dict:
     for part, result in results.items():
         record[f"{part}_loss"] = result.losses["total"]
         record[f"{part}_time"] = result.time_s
-        accuracies = [100 - error for error in result.errors] + [None, None]
-        names = (f"{part}_acc", f"{part}_acc_ep1", f"{part}_acc_ep2")
-        record |= dict(zip(names, accuracies, strict=False))
+        record[f"{part}_acc"] = 100 - result.errors[0]
+        record |= {f"{part}_acc_ep1": None, f"{part}_acc_ep2": None}
+        record |= {f"{part}_acc_ep{i}": 100 - e for i, e in enumerate(result.errors) if i}
     return record
 
 
@@ -133,11 +134,6 @@ def tensorboard_scalars(results: EpochResults, method: str) -> dict[str, float]:
                 if teacher != student:
                     scalars[f"divergence test/{teacher} to {student}"] = value
     return scalars
-
-
-def classifier_names(count: int) -> list[str]:
-    """Return the names of the first `count` classifiers, in the order of the logits."""
-    return ["backbone", "shallow branch", "deep branch"][:count]
 
 
 def print_costs(config: Config, num_classes: int, branches: bool) -> None:

@@ -11,7 +11,6 @@ from .command_line import UserError
 from .json_log import Log
 
 BACKBONE = "backbone"
-CLASSIFIERS = (BACKBONE, "shallow branch", "deep branch")  # in the order of the logits
 ENSEMBLE = "ensemble"  # the mean of the classifiers' probabilities
 
 # Values in the records of log.txt that are not options.
@@ -52,14 +51,19 @@ class Run(NamedTuple):
         return f"{epoch}" if planned in (None, epoch) else f"{epoch} of {planned}"
 
 
+def classifier_names(count: int) -> list[str]:
+    """Return the names of a network's classifiers in the order of the logits."""
+    if count <= 3:
+        return [BACKBONE, "shallow branch", "deep branch"][:count]
+    return [BACKBONE, *(f"branch {i}" for i in range(1, count))]
+
+
 def read_txt_record(record: dict) -> Epoch:
     """Read a record of wrn_DKS, whose keys for accuracies are those of the released code."""
-    accuracies = (record.get(key) for key in ("test_acc", "test_acc_ep1", "test_acc_ep2"))
-    tested = {
-        name: Errors(100 - accuracy)
-        for name, accuracy in zip(CLASSIFIERS, accuracies, strict=True)
-        if accuracy is not None
-    }
+    keys = ["test_acc", *sorted(key for key in record if key.startswith("test_acc_ep"))]
+    accuracies = [record[key] for key in keys if record.get(key) is not None]
+    names = classifier_names(len(accuracies))
+    tested = {n: Errors(100 - value) for n, value in zip(names, accuracies, strict=True)}
     if "test_error_ensemble" in record:
         tested[ENSEMBLE] = Errors(record["test_error_ensemble"])
     return Epoch(record["epoch"], 100 - record["train_acc"], tested)
@@ -68,8 +72,8 @@ def read_txt_record(record: dict) -> Epoch:
 def read_jsonl_record(record: dict) -> Epoch:
     """Read a record of imagenet. Older logs call the ensemble `averaged`."""
     validation = record["validation"]
-    classifiers = map(Errors, validation["top1_errors"], validation["top5_errors"])
-    tested = dict(zip(CLASSIFIERS, classifiers, strict=False))
+    classifiers = list(map(Errors, validation["top1_errors"], validation["top5_errors"]))
+    tested = dict(zip(classifier_names(len(classifiers)), classifiers, strict=True))
     name = "ensemble" if "ensemble_top1_error" in validation else "averaged"
     ensemble = (validation[f"{name}_top1_error"], validation[f"{name}_top5_error"])
     return Epoch(

@@ -11,7 +11,7 @@ from statistics import mean, stdev
 from .command_line import ArgumentParser, exit_status
 from .error_figure import check_figure_path, draw_errors, save_figure
 from .run_groups import Groups, group_runs, settings
-from .run_logs import CLASSIFIERS, ENSEMBLE, Epoch, read_runs
+from .run_logs import ENSEMBLE, Epoch, read_runs
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -80,8 +80,8 @@ def format_title(groups: Groups) -> str:
 def format_table(groups: Groups) -> str:
     """Format a Markdown table of errors in percent, one row per group."""
     last = {label: [run.tested[-1] for run in runs] for label, runs in groups.items()}
-    found = {name for epochs in last.values() for epoch in epochs for name in epoch.tested}
-    names = [name for name in (*CLASSIFIERS, ENSEMBLE) if name in found]
+    found = dict.fromkeys(name for epochs in last.values() for e in epochs for name in e.tested)
+    names = [*(name for name in found if name != ENSEMBLE), *([ENSEMBLE] * (ENSEMBLE in found))]
     titles = [tested_images(groups), *(name.removesuffix(" branch") for name in names[1:])]
     rows = [["runs", "n", "epochs", *titles, "training"]]
     for label, runs in groups.items():
