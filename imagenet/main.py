@@ -40,7 +40,7 @@ from common.distributed import (
 )
 from common.metrics import cost
 from common.results import list_predictions, print_predictions, write_json
-from common.run_folder import checkpoint_path
+from common.run_folder import checkpoint_path, refuse_overwriting
 from data import ImageFiles
 from download import download_released_weights
 from evaluate import Scores, check_image_size, evaluate, predict
@@ -93,10 +93,8 @@ def find_checkpoint(config: Config) -> Path | None:
         path = path or download_released_weights(arch)
     if path:
         require_file("--model_path", path, "a checkpoint, or the --save folder of a run")
-        if config.json and config.json.resolve() == path.resolve():
-            raise UserError(
-                f"--json {config.json}: would overwrite the checkpoint; choose another name"
-            )
+        if config.json:
+            refuse_overwriting("--json", config.json, [path])  # one that was downloaded
         print_once(f"checkpoint: {path}, SHA-256 {sha256(path)}")
     return path
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from common.command_line import ArgumentParser, UserError, bounded_number, require_writable_file
 from common.flag_groups import add_device_flags
+from common.run_folder import refuse_overwriting
 from shared_flags import ARCHS, add_batch_size, add_data, add_workers, resolve_aliases
 
 
@@ -51,6 +52,8 @@ def parse(argv: Sequence[str] | None = None) -> Config:
     for flag, path in (("--json", config.json), ("--export", config.export)):
         if path:
             require_writable_file(flag, path)
+            inputs = (config.model_path, config.val_labels, *config.predict)
+            refuse_overwriting(flag, path, inputs)
     if config.export and config.export.exists():
         raise UserError(f"--export {config.export}: exists already; choose another name")
     return config

@@ -13,7 +13,7 @@ def default_milestones(epochs: int) -> tuple[int, ...]:
 
     Milestones that fall together or do not lie inside the run are dropped.
     """
-    scaled = {round(epochs * percent / 100) for percent in (30, 60, 90)}
+    scaled = {(epochs * percent + 50) // 100 for percent in (30, 60, 90)}  # half rounds up
     return tuple(sorted(milestone for milestone in scaled if 0 < milestone < epochs))
 
 

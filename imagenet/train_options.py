@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from common.command_line import UserError, require_writable_file
-from common.run_folder import CHECKPOINT, checkpoint_path, new_run_folder
+from common.run_folder import CHECKPOINT, checkpoint_path, new_run_folder, refuse_overwriting
 from schedule import Schedule, default_milestones
 from shared_flags import resolve_aliases
 from train_flags import build_parser
@@ -132,6 +132,8 @@ def check(config: Config) -> None:
             f"--export {config.export}: reserved for the checkpoint of a run; choose another name"
         )
     # The folder given as --save is created if it does not exist.
+    if config.export and config.resume not in ("", "auto"):
+        refuse_overwriting("--export", config.export, [Path(config.resume)])
     is_in_run = config.save and config.export and same_folder(config.export.parent, config.save)
     if config.export and not is_in_run:
         require_writable_file("--export", config.export)

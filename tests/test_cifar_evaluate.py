@@ -183,3 +183,60 @@ def test_json_can_not_overwrite_files_of_the_run(main, cifar_main, cifar_run, ca
     for name in ("checkpoint.pt", "log.txt"):
         assert cifar_main(*words, "--json", cifar_run / name) == 2
     assert capsys.readouterr().err.count("choose another name") == 3
+
+
+def test_json_can_not_overwrite_the_log_of_an_evaluated_run(main, folder_run, capsys):
+    before = (folder_run / "log.txt").read_bytes()
+    assert main("--evaluate", "--resume", folder_run, "--json", folder_run / "log.txt") == 2
+    assert "a file of a run" in capsys.readouterr().err
+    assert (folder_run / "log.txt").read_bytes() == before
+
+
+def test_json_has_the_options_of_the_test_only(main, folder_run, tmp_path):
+    """Options that only the training has are not those of this command line."""
+    assert main("--evaluate", "--resume", folder_run, "--json", tmp_path / "x.json") == 0
+    options = json.loads((tmp_path / "x.json").read_text())["options"]
+    assert options["depth"] == 10 and options["image_size"] == 16
+    assert not {"method", "epoch_step", "lr"} & options.keys()
+
+
+def test_export_refuses_options_that_contradict_the_run(main, folder_run, tmp_path, capsys):
+    words = ("--resume", folder_run, "--export", tmp_path / "x.pt")
+    assert main(*words, "--method", "ds", "--lr", "7") == 2
+    error = capsys.readouterr().err
+    assert "--method ds (was baseline)" in error and "--lr 7.0 (was 0.1)" in error
+    assert main(*words, "--json", tmp_path / "x.json") == 2
+    assert "add --evaluate" in capsys.readouterr().err
+    assert not (tmp_path / "x.pt").exists()
+
+
+def test_an_exported_backbone_can_not_be_trained(main, folder_run, tmp_path, capsys):
+    exported = tmp_path / "x.pt"
+    assert main("--resume", folder_run, "--export", exported) == 0
+    words = ("--epochs", 3, "--export", tmp_path / "y.pt", "--save", tmp_path / "run")
+    assert main("--resume", exported, *words) == 2
+    assert "exported backbone" in capsys.readouterr().err
+
+
+def test_a_width_with_the_same_channels_agrees_with_the_checkpoint(wrn):
+    agree = wrn.options.agree
+    assert agree("width", 0.3, 19 / 64) and not agree("width", 0.3, 0.5)
+    assert not agree("depth", 10, 16)
+
+
+def test_the_ensemble_averages_probabilities_not_logits(wrn, monkeypatch):
+    """The mean of these logits is largest for class 0, that of the probabilities for class 1."""
+    logits = tuple(torch.tensor([row]) for row in ([30.0, 0, 0], [0, 6.0, 0], [0, 6.0, 0]))
+    trainer = wrn.engine.Trainer(
+        wrn.wide_resnet.WideResNet(10, 0.25, 3),
+        wrn.synergy.SynergyLoss(),
+        wrn.schedule.StepSchedule(0.1, (), 0.2),
+        0.0,
+        torch.float32,
+        torch.device("cpu"),
+    )
+    monkeypatch.setattr(trainer, "_forward", lambda model, batch: logits)
+    split = wrn.data.Split(torch.zeros(1, 3, 8, 8, dtype=torch.uint8), torch.tensor([1]))
+    info = wrn.data.DatasetInfo(["a", "b", "c"], [0.0] * 3, [1.0] * 3)
+    result = trainer.evaluate(wrn.loader.Batches(split, info, 1, torch.device("cpu")))
+    assert result.errors == [100, 0, 0] and result.ensemble_error == 0

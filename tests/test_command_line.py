@@ -2,6 +2,7 @@
 
 import os
 import signal
+from pathlib import Path
 
 import pytest
 
@@ -148,3 +149,24 @@ def test_log_is_truncated_after_an_epoch(wrn, tmp_path):
     log.path.write_text("stats: {]}\n")
     with pytest.raises(wrn.command_line.UserError, match="not a record"):
         log.records()
+
+
+def test_a_failed_start_keeps_the_lock_until_its_files_are_removed(wrn, tmp_path, monkeypatch):
+    """Otherwise another run could lock the file just before it is removed."""
+    folder, statuses, unlink = tmp_path / "run", [], Path.unlink
+
+    def unlink_after_another_run_tried(path, *args, **options):
+        child = os.fork()
+        if child == 0:
+            try:
+                wrn.run_folder.open_lock(folder)
+            except wrn.command_line.UserError:
+                os._exit(7)
+            os._exit(0)
+        statuses.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+        unlink(path, *args, **options)
+
+    monkeypatch.setattr(Path, "unlink", unlink_after_another_run_tried)
+    with pytest.raises(ZeroDivisionError), wrn.run_folder.lock_run_folder(folder):
+        raise ZeroDivisionError
+    assert statuses == [7] and not folder.exists()

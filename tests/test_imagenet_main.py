@@ -52,7 +52,7 @@ def test_errors_are_printed_and_written_as_json(run, weights, data, tmp_path, dt
 
 
 def test_branches_and_ensemble_are_evaluated(imagenet, run, tmp_path, monkeypatch):
-    """Backbone and deep branch always predict class b, the shallow branch class a."""
+    """The backbone always predicts class b, the branches class a."""
     resnet = imagenet.resnet
     config = resnet.NetworkConfig(
         resnet.BasicBlock,
@@ -66,7 +66,7 @@ def test_branches_and_ensemble_are_evaluated(imagenet, run, tmp_path, monkeypatc
     model = resnet.build("resnet18", num_classes=7)
     set_constant_ranking(model.fc, [0, 1])
     set_constant_ranking(model.branches[0].classifier, [1])
-    set_constant_ranking(model.branches[1].classifier, [0, 1])
+    set_constant_ranking(model.branches[1].classifier, [1, 0])
     names = ["b", "a", *"cdefg"]  # not in the order of the folders
     path = save_weights(tmp_path / "a.pt", model.state_dict(), class_names=names, arch="resnet18")
     write_folders(tmp_path, {"a": 1, "b": 3})
@@ -76,12 +76,14 @@ def test_branches_and_ensemble_are_evaluated(imagenet, run, tmp_path, monkeypatc
     assert out.splitlines()[-5:] == [
         "[backbone] Top-1 error: 25.0000%, Top-5 error: 0.0000%",
         "[shallow branch] Top-1 error: 75.0000%, Top-5 error: 0.0000%",
-        "[deep branch] Top-1 error: 25.0000%, Top-5 error: 0.0000%",
-        # Mean of the probabilities (.73, .27), (0, 1) and (.73, .27) of b and a.
+        "[deep branch] Top-1 error: 75.0000%, Top-5 error: 0.0000%",
+        # Mean of the probabilities (.73, .27), (0, 1) and (.27, .73) of b and a.
         "[ensemble] Top-1 error: 75.0000%, Top-5 error: 0.0000%",
         error_rate(25, 0),
     ]
-    classifiers = json.loads(result.read_text())["classifiers"]
+    content = json.loads(result.read_text())
+    classifiers = content["classifiers"]
+    assert content["top1_error"] == 25  # the backbone's
     assert [*classifiers] == ["backbone", "shallow branch", "deep branch", "ensemble"]
     assert classifiers["ensemble"] == {"top1_error": 75, "top5_error": 0}
     for_inference, for_training = (line for line in out.splitlines() if "multiply-adds" in line)
@@ -208,3 +210,23 @@ def test_the_progress_bar_shows_errors_in_a_terminal(imagenet, capsys, monkeypat
             progress(lambda: scores)
         bar = capsys.readouterr().err
         assert ("top-1 error 85.71 %, top-5 error 28.57 %" in bar) if terminal else not bar
+
+
+def test_the_ensemble_averages_probabilities_not_logits(imagenet):
+    """The mean of these logits is largest for class 0, that of the probabilities for class 1."""
+    logits = [torch.tensor([row]) for row in ([30.0, 0, 0], [0, 6.0, 0], [0, 6.0, 0])]
+    assert torch.stack(logits).mean(0).argmax() == 0
+    counts = imagenet.evaluate.batch_counts(logits, torch.tensor([1]))
+    assert counts["top1"].tolist() == [0, 1, 1, 1]
+
+
+def test_json_can_not_overwrite_an_input_or_a_file_of_a_run(run, weights, data, tmp_path):
+    image = write_image(tmp_path / "cat.png")
+    before = image.read_bytes()
+    status, _, error = run(*NETWORK, weights, "--predict", image, "--json", image)
+    assert status == 2 and "this command reads it" in error and image.read_bytes() == before
+    for name in ("checkpoint.pt", "log.jsonl"):
+        (tmp_path / name).write_text("of a run")
+    status, _, error = run(*NETWORK, weights, data, "--json", tmp_path / "log.jsonl")
+    assert status == 2 and "a file of a run" in error
+    assert (tmp_path / "log.jsonl").read_text() == "of a run"

@@ -186,3 +186,18 @@ def test_report_shows_the_last_epoch(imagenet, reference, capsys):
     ]
     assert cells[1:7] == ["dks", "1", "2", *errors]
     assert cells[8] == f"{record['train']['top1_errors'][0]:.2f}"
+
+
+def test_label_smoothing_reaches_the_loss(train, data, reference, tmp_path):
+    assert train(command_line(data, tmp_path, "--epochs", "1", "--label-smoothing", "0.5")) == 0
+    smoothed, plain = (log_records(save)[0]["train"]["losses"] for save in (tmp_path, reference))
+    assert smoothed["backbone"] != pytest.approx(plain["backbone"], rel=1e-3)
+    assert smoothed["synergy"] > 0
+
+
+def test_export_can_not_overwrite_the_checkpoint_to_resume(train, data, reference, tmp_path):
+    start = tmp_path / "start.pt"
+    start.write_bytes((reference / "checkpoint.pt").read_bytes())
+    argv = command_line(data, tmp_path / "run", "--ema", "0.9", "--resume", str(start))
+    assert train([*argv, "--export", str(start)]) == 2
+    assert start.read_bytes() == (reference / "checkpoint.pt").read_bytes()

@@ -25,7 +25,7 @@ def short_run(data, *more):
 
 @pytest.mark.parametrize(
     ("epochs", "milestones"),
-    [(100, (30, 60, 90)), (200, (60, 120, 180)), (15, (4, 9, 14)), (10, (3, 6, 9)), (3, (1, 2)),
+    [(100, (30, 60, 90)), (200, (60, 120, 180)), (15, (5, 9, 14)), (10, (3, 6, 9)), (3, (1, 2)),
      (2, (1,)), (1, ())],
 )  # fmt: skip
 def test_default_milestones_scale_with_the_epochs(imagenet, epochs, milestones):

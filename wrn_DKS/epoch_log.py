@@ -158,6 +158,10 @@ def errors_by_name(result: EpochResult) -> dict[str, float]:
     return dict(zip(names, [*result.errors, result.ensemble_error], strict=True))
 
 
+# What a test depends on; those of the training are in the checkpoint.
+TEST_OPTIONS = ("dataset", "dataroot", "image_size", "depth", "width", "batch_size")
+
+
 def write_results(config: Config, source: Path, device: torch.device, test: EpochResult) -> None:
     """Write the errors of a test, and what was tested how, to `config.json`.
 
@@ -176,6 +180,6 @@ def write_results(config: Config, source: Path, device: torch.device, test: Epoc
         "device": str(device),
         "processes": world_size(),
         "torch": torch.__version__,
-        "options": config.to_dict(),
+        "options": {name: config.to_dict()[name] for name in TEST_OPTIONS},
     }
     write_json(config.json, content)

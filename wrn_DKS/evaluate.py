@@ -13,7 +13,7 @@ from data import IMAGE_SIZES, DatasetInfo, Split, load_dataset
 from engine import EpochResult, Trainer, make_trainer
 from epoch_log import print_costs, print_errors, write_results
 from loader import Batches
-from options import Config, use_recorded
+from options import Config, check_given_options, use_recorded
 from run_state import LoadedCheckpoint, export_backbone, load_checkpoint
 from wide_resnet import WideResNet, blocks_per_group, group_channels
 
@@ -119,12 +119,16 @@ def info_of_dataset(config: Config, source: Path) -> DatasetInfo:
 
 def export_finished_run(config: Config) -> bool:
     """Export the backbone of --resume at once if its run has finished; return whether it has."""
-    if config.export is None or config.json is not None or config.checkpoint is None:
+    if config.export is None or config.checkpoint is None:
         return False
     loaded = load_checkpoint(config.checkpoint)
     planned = config.epochs if "epochs" in config.given else loaded.options.get("epochs")
-    if loaded.info is None or not isinstance(planned, int) or loaded.content["epoch"] < planned:
+    finished = loaded.content.get("epoch")  # an exported backbone has none
+    if loaded.info is None or None in (planned, finished) or finished < planned:
         return False
+    if config.json is not None:
+        raise UserError("--json and --export of a finished run: add --evaluate, which tests it")
+    check_given_options(loaded.options, config, loaded.source)
     config = use_recorded(config, loaded.recorded(), loaded.source)
     network = WideResNet(config.depth, config.width, len(loaded.info.classes), branches=False)
     checkpoint.load_weights(network, loaded.backbone, loaded.source)

@@ -5,7 +5,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 from common.command_line import DTYPES, UserError, require_file, require_writable_file
-from common.run_folder import checkpoint_path
+from common.run_folder import checkpoint_path, refuse_overwriting
 from flags import IMAGE_SIZES, build_parser
 from schedule import scaled_milestones
 
@@ -124,11 +124,9 @@ def check_files(config: Config) -> None:
         require_writable_file("--export", config.export)
     if config.json is not None:
         require_writable_file("--json", config.json)
-        others = (config.checkpoint, config.export, *config.predict)
-        if config.json.resolve() in [path.resolve() for path in others if path]:
-            raise UserError(
-                f"--json {config.json}: this command reads or writes it; choose another name"
-            )
+        if config.export and config.json.resolve() == config.export.resolve():
+            raise UserError(f"--json {config.json}: the same file as --export; choose another name")
+        refuse_overwriting("--json", config.json, (config.checkpoint, *config.predict))
 
 
 def use_recorded(config: Config, recorded: dict, source: Path) -> Config:
@@ -147,13 +145,33 @@ def use_recorded(config: Config, recorded: dict, source: Path) -> Config:
     wrong = [
         f"--{name.replace('_', '-')} {getattr(config, name)} (it has {value})"
         for name, value in recorded.items()
-        if name in config.given and getattr(config, name) != value
+        if name in config.given and not agree(name, getattr(config, name), value)
     ]
     if wrong:
         raise UserError(f"{source} contradicts {', '.join(wrong)}; leave these options out")
     if dataroot and "dataroot" not in config.given and Path(dataroot).exists():
         recorded["dataroot"] = Path(dataroot)
     return replace(config, **recorded)
+
+
+def agree(name: str, given: object, recorded: object) -> bool:
+    """Return whether an option has the recorded value, or a width that gives the same channels."""
+    if name == "width":
+        return all(int(c * given) == int(c * recorded) for c in (16, 32, 64))
+    return given == recorded
+
+
+def check_given_options(options: dict, config: Config, source: Path) -> None:
+    """Raise `UserError` if an option that was given differs from the stored one of a run."""
+    changed = [
+        f"--{name} {value} (was {options.get(name)})"
+        for name, value in config.resume_options().items()
+        if name in config.given and options.get(name) != value
+    ]
+    if changed:
+        raise UserError(
+            f"{source} was saved with other options: {'; '.join(changed)}; leave these options out"
+        )
 
 
 def check_options_unchanged(options: dict, config: Config, source: Path) -> None:

@@ -3,7 +3,7 @@
 import contextlib
 import fcntl
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TextIO
 
@@ -11,6 +11,7 @@ from .command_line import UserError
 
 CHECKPOINT = "checkpoint.pt"
 LOCK = "lock"
+RUN_FILES = (CHECKPOINT, LOCK, "log.txt", "log.jsonl")
 
 
 def new_run_folder(name: str) -> Path:
@@ -36,7 +37,9 @@ def lock_run_folder(folder: Path) -> Iterator[None]:
     Raises:
         UserError: the folder can't be written, or another run has locked it.
     """
-    with remove_if_failed(folder, LOCK), open_lock(folder):
+    # The stack closes the lock after the cleanup, so that no other run can lock a removed file.
+    with contextlib.ExitStack() as stack, remove_if_failed(folder, LOCK):
+        stack.enter_context(open_lock(folder))
         yield
 
 
@@ -88,3 +91,12 @@ def refuse_run_file(flag: str, path: Path, folder: Path, log: str) -> None:
     """Raise `UserError` if `path` is one of the files that a run writes in `folder`."""
     if path.resolve() in [(folder / name).resolve() for name in (CHECKPOINT, LOCK, log)]:
         raise UserError(f"{flag} {path}: the run writes a file of this name; choose another name")
+
+
+def refuse_overwriting(flag: str, path: Path, inputs: Iterable[Path | None]) -> None:
+    """Raise `UserError` if `path` is an input of the command, or a file of any run."""
+    target = path.resolve()
+    if target in [checkpoint_path(each).resolve() for each in inputs if each]:
+        raise UserError(f"{flag} {path}: this command reads it; choose another name")
+    if target.name in RUN_FILES and (target.parent / CHECKPOINT).exists():
+        raise UserError(f"{flag} {path}: a file of a run; choose another name")
