@@ -111,7 +111,7 @@ def export(config: Config, loaded: LoadedModel) -> None:
     """Write the backbone to a file for torchvision and timm."""
     if rank() == 0:
         export_backbone(loaded.network, config.export, loaded.metadata)
-        print(f"backbone of {loaded.metadata.arch}: {config.export}")
+        print(f"exported the backbone to {config.export}")
 
 
 def complete(config: Config, loaded: LoadedModel) -> Config:

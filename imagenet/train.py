@@ -101,7 +101,7 @@ def export(config: Config, trainer: Trainer, sets: ImageSets) -> None:
     metadata = weights.Metadata(config.arch, sets.class_names, config.image_size, config.dtype)
     weights.export_backbone(model, config.export, metadata)
     averaged = " (averaged weights)" if trainer.ema else ""
-    print(f"backbone of {config.arch}{averaged}: {config.export}")
+    print(f"exported the backbone{averaged} to {config.export}")
 
 
 def make_trainer(config: Config, num_classes: int, device: torch.device) -> Trainer:

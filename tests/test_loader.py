@@ -128,7 +128,7 @@ def test_schedule_describes_when_the_rate_falls(wrn):
     expected = "learning rate 0.1, decayed to 0.02 at epoch 5, 0.004 at 9, 0.0008 at 12"
     assert describe(15) == expected
     assert describe(5) == "learning rate 0.1, decayed to 0.02 at epoch 5"
-    assert describe(4) == "learning rate 0.1 in every epoch"
+    assert describe(4) == "learning rate 0.1, constant over 4 epochs"
 
 
 def test_schedule_decays_and_resets_momentum_at_each_milestone(wrn):

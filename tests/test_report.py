@@ -62,7 +62,15 @@ def test_parents_of_any_depth_and_both_kinds_of_logs(folder, tmp_path, capsys):
     twice = tmp_path / "runs" / "baseline"  # in runs/, too: read once
     words = (tmp_path / "runs", twice, tmp_path / "half", tmp_path / "im")
     rows, lines = report_of(folder, capsys, *words)
-    assert rows["runs"] == ["n", "epochs", "test", "shallow", "deep", "ensemble", "training"]
+    assert rows["runs"] == [
+        "n",
+        "epochs",
+        "test error",
+        "shallow",
+        "deep",
+        "ensemble",
+        "training error",
+    ]
     assert rows["baseline, WRN-10, 3 epochs"] == ["1", "3", "30.00", "–", "–", "29.00", "1.00"]
     assert rows["baseline, WRN-10, 2 of 3 epochs"][:3] == ["1", "2 of 3", "31.00"]
     assert rows["dks, WRN-10, 3 epochs"] == [

@@ -70,6 +70,8 @@ def train(config: Config, device: torch.device) -> None:
             print_once(f"resumed from {path}: {plural(finished, 'epoch')} done")
         if finished < config.epochs:
             print_once(trainer.schedule.describe(config.epochs))
+        else:
+            print_once(f"the run of {plural(finished, 'epoch')} is already finished")
         print_once(f"{describe_devices(device)}, dtype {config.dtype}, output folder {folder}")
         test = train_epochs(config, trainer, data, folder, finished)
         report(config, trainer, data.info, test, folder / CHECKPOINT)
@@ -96,7 +98,7 @@ def checkpoint_to_resume(config: Config, folder: Path) -> Path | None:
     has_run = saved.exists() or (folder / LOG).exists()
     if has_run and (given is None or given.resolve().parent != folder.resolve()):
         raise UserError(
-            f"--save {folder} already contains a run; resume it with --resume auto, or choose "
+            f"--save {folder}: already contains a run; resume it with --resume auto, or choose "
             "another folder"
         )
     return given

@@ -170,7 +170,7 @@ def check_given_options(options: dict, config: Config, source: Path) -> None:
     ]
     if changed:
         raise UserError(
-            f"{source} was saved with other options: {'; '.join(changed)}; leave these options out"
+            f"{source}: saved with other options: {'; '.join(changed)}; leave these options out"
         )
 
 
@@ -184,6 +184,6 @@ def check_options_unchanged(options: dict, config: Config, source: Path) -> None
     changed += [f"--{flag} (unknown)" for flag in options.keys() - config.to_dict().keys()]
     if changed:
         raise UserError(
-            f"{source} was saved with other options: {'; '.join(changed)}; resume with the same "
+            f"{source}: saved with other options: {'; '.join(changed)}; resume with the same "
             "options, or start a new run in another folder"
         )

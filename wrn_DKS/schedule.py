@@ -2,6 +2,8 @@
 
 from typing import NamedTuple
 
+from common.command_line import plural
+
 PERCENT = (30, 60, 80)  # of the epochs: the paper's milestones are 60, 120 and 160 of 200
 
 
@@ -33,7 +35,7 @@ class StepSchedule(NamedTuple):
         start = f"learning rate {self.rate(0):g}"
         falls = sorted({epoch for epoch in self.milestones if 1 < epoch <= epochs})
         if not falls:
-            return f"{start} in every epoch"
+            return f"{start}, constant over {plural(epochs, 'epoch')}"
         first, *others = (f"{self.rate(epoch - 1):g} at {{}}{epoch}" for epoch in falls)
         steps = [first.format("epoch "), *(step.format("") for step in others)]
         return f"{start}, decayed to {', '.join(steps)}"

@@ -82,8 +82,8 @@ def format_table(groups: Groups) -> str:
     last = {label: [run.tested[-1] for run in runs] for label, runs in groups.items()}
     found = dict.fromkeys(name for epochs in last.values() for e in epochs for name in e.tested)
     names = [*(name for name in found if name != ENSEMBLE), *([ENSEMBLE] * (ENSEMBLE in found))]
-    titles = [tested_images(groups), *(name.removesuffix(" branch") for name in names[1:])]
-    rows = [["runs", "n", "epochs", *titles, "training"]]
+    others = [name.removesuffix(" branch") for name in names[1:]]
+    rows = [["runs", "n", "epochs", f"{tested_images(groups)} error", *others, "training error"]]
     for label, runs in groups.items():
         cells = [format_errors(last[label], name) for name in names]
         training = format_mean_std([epoch.training for epoch in last[label]])
