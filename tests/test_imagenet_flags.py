@@ -34,7 +34,7 @@ import builtins, os, sys
 original = builtins.__import__
 def note(name, *arguments):
     if name == "torch":
-        print(os.environ.get("OMP_WAIT_POLICY"))
+        print(os.environ.get("OMP_WAIT_POLICY"), flush=True)
         os._exit(0)
     return original(name, *arguments)
 builtins.__import__ = note
