@@ -100,7 +100,8 @@ def test_files_and_folders_in_backticks_exist():
         name for name in names if not any((ROOT / folder / name).exists() for folder in folders)
     }
     assert len(names - missing) > 25
-    assert sorted(missing) == sorted(ELSEWHERE)
+    assert sorted(missing - set(ELSEWHERE)) == []  # a run of the demo writes some of these
+    assert sorted(set(ELSEWHERE) - names) == []
 
 
 def test_names_of_functions_and_tables_exist():
