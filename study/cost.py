@@ -31,7 +31,7 @@ def cost_rows(study: Study, preset: Preset) -> list[tuple[str, ...]]:
 
     The peak memory of a process on a CPU is mostly PyTorch's own, so memory is also counted.
     """
-    rows = {row.name: row for row in preset.rows}
+    rows = {row.name: row for row in preset.reported_rows}
     lines = []
     for name, runs in study.items():
         row = rows[name]

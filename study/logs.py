@@ -15,13 +15,15 @@ from common.command_line import UserError
 from common.json_log import Log
 from epoch_log import PREFIX
 from options import RESUME_MUST_MATCH
-from study.plan import Preset, Run
+from study.plan import LOGS, METHODS, PRESETS, Preset, Run
 
 SIZES = ("num_classes", "n_parameters", "train_images", "test_images")
 EPOCH_KEYS = (
     "epoch", "train_loss", "train_acc", "test_loss", "test_acc", "test_acc_ep1", "test_acc_ep2",
     "test_error_ensemble", "test_divergences", "train_time", "test_time", "peak_memory_mib",
 )  # fmt: skip
+# Values of options that the first logs do not hold.
+ABSENT = {"first_class": 0}
 
 
 class LoggedRun(NamedTuple):
@@ -38,8 +40,8 @@ def log_path(folder: Path, run: Run) -> Path:
     return folder / f"{run.name}.jsonl"
 
 
-def write_log(source: Path, target: Path) -> None:
-    """Write what the study needs of a run's `log.txt` to `target`.
+def write_log(run: Run, source: Path, target: Path) -> None:
+    """Write what the study needs of the run's `log.txt`, which is `source`, to `target`.
 
     Raises:
         OSError: a file cannot be read or written.
@@ -47,6 +49,7 @@ def write_log(source: Path, target: Path) -> None:
     full = Log(source, PREFIX).records()
     last = full[-1]
     options = {key: last[key] for key in ("epochs", *RESUME_MUST_MATCH, *SIZES)}
+    options["first_class"] = run.row.first_class
     records = [{"epoch": 0, "torch": torch.__version__, **options}]
     records += [{key: rounded(r[key]) for key in EPOCH_KEYS if key in r} for r in full]
     temporary = target.with_name(target.name + ".tmp")
@@ -73,11 +76,12 @@ def read_run(folder: Path, run: Run, preset: Preset) -> LoggedRun | None:
     options, *epochs = Log(path).records() or [{}]
     config = run.config(preset)
     expected = {"epochs": config.epochs, **config.resume_options()}
+    expected["first_class"] = run.row.first_class
     if preset.split:
         num_classes, images = preset.split
         expected |= {"num_classes": num_classes, "train_images": num_classes * images}
     for key, value in expected.items():
-        if options.get(key) != value:
+        if options.get(key, ABSENT.get(key)) != value:
             raise UserError(
                 f"{path}: log of a run with {key} {options.get(key)}, not {value}; choose another "
                 "--logs folder"
@@ -94,14 +98,25 @@ def tested_epochs(records: list[dict]) -> list[dict]:
 def read_study(folder: Path, preset: Preset) -> Study:
     """Return all finished runs, by row in the order of the plan, then by seed.
 
+    The runs of the earlier preset to report beside them come first.
+
     Raises:
         UserError: no run is finished, or a log is of a run with other options.
     """
+    study = finished_runs(folder, preset)
+    if not study:
+        raise UserError(f"{folder}: no log of a finished run; study/run.py writes the logs")
+    if preset.earlier:
+        methods = PRESETS[preset.earlier].reduced([row.name for row in METHODS])
+        return finished_runs(LOGS / preset.earlier, methods) | study
+    return study
+
+
+def finished_runs(folder: Path, preset: Preset) -> Study:
+    """Return the finished runs of the preset's own rows."""
     study: Study = {}
     for row in preset.rows:
         runs = {run.seed: read_run(folder, run, preset) for run in preset.runs() if run.row == row}
         if done := {seed: logged for seed, logged in runs.items() if logged}:
             study[row.name] = done
-    if not study:
-        raise UserError(f"{folder}: no log of a finished run; study/run.py writes the logs")
     return study

@@ -33,11 +33,19 @@ class Row:
     direction: str = "bidirectional"
     dropout: bool = False
     dtype: str = "float32"
+    first_class: int = 0  # of a split of the data, counted from 0
 
 
 @dataclass(frozen=True)
 class Preset:
-    """A study: data, network, recipe, and groups of rows, the most important group first."""
+    """A study: data, network, recipe, and groups of rows, the most important group first.
+
+    Attributes:
+        pairs: rows to compare seed by seed.
+        primary: number of pairs, the first ones, whose p-values are corrected for multiple
+            comparisons.
+        earlier: name of the preset whose runs of `METHODS` are reported beside those of this one.
+    """
 
     dataset: str
     depth: int
@@ -46,12 +54,20 @@ class Preset:
     epochs: int
     batch_size: int
     groups: tuple[tuple[Row, ...], ...]
+    pairs: tuple[tuple[str, str], ...]
+    primary: int = 0
+    earlier: str | None = None
     test_every: int = 1
     split: tuple[int, int] | None = None  # classes, training images per class; None: all
 
     @property
     def rows(self) -> tuple[Row, ...]:
         return sum(self.groups, ())
+
+    @property
+    def reported_rows(self) -> tuple[Row, ...]:
+        """The rows of the report: the earlier preset's `METHODS`, then those of this preset."""
+        return (METHODS if self.earlier else ()) + self.rows
 
     @property
     def milestones(self) -> list[int]:
@@ -84,7 +100,8 @@ class Preset:
             tuple(replace(row, **seeds) for row in group if row.name in names)
             for group in self.groups
         )
-        return replace(self, groups=tuple(groups), **given)
+        # Runs of other sizes can't be compared with the earlier ones.
+        return replace(self, groups=tuple(groups), earlier=None if given else self.earlier, **given)
 
     def __str__(self) -> str:
         data = self.dataset
@@ -147,17 +164,45 @@ DROPOUT = (
 )
 DTYPES = (Row("dks-bfloat16", "dks", 3, dtype="bfloat16"),)
 
+
+def variants(suffix: str, seeds: int, **changes: object) -> tuple[Row, ...]:
+    """Return the rows of `METHODS` with other options, named with a suffix."""
+    return tuple(
+        replace(row, name=f"{row.name}-{suffix}", seeds=seeds, **changes) for row in METHODS
+    )
+
+
+REPLICATION = variants("21to40", 5, first_class=NUM_CLASSES)
+
+MAIN_PAIRS = (("dks", "ds"), ("dks", "baseline"), ("ds", "baseline"))
+DROPOUT_PAIR = ("dks-dropout", "baseline-dropout")
+
+SCALED = Preset(
+    dataset="folder",
+    depth=DEPTH,
+    width=WIDTH,
+    image_size=IMAGE_SIZE,
+    epochs=EPOCHS,
+    batch_size=BATCH_SIZE,
+    groups=(METHODS, DIRECTIONS, DROPOUT, DTYPES),
+    pairs=(
+        *MAIN_PAIRS,  # the first two are the study's main comparisons
+        ("dks-top-down", "dks"),
+        ("dks-bottom-up", "dks"),
+        DROPOUT_PAIR,
+        ("dks-bfloat16", "dks"),
+    ),
+    test_every=TEST_EVERY,
+    split=(NUM_CLASSES, TRAIN_IMAGES),
+)
 PRESETS = {
-    "scaled": Preset(
-        dataset="folder",
-        depth=DEPTH,
-        width=WIDTH,
-        image_size=IMAGE_SIZE,
-        epochs=EPOCHS,
-        batch_size=BATCH_SIZE,
-        groups=(METHODS, DIRECTIONS, DROPOUT, DTYPES),
-        test_every=TEST_EVERY,
-        split=(NUM_CLASSES, TRAIN_IMAGES),
+    "scaled": SCALED,
+    "follow-up": replace(
+        SCALED,
+        groups=(REPLICATION,),
+        pairs=(("dks-21to40", "ds-21to40"), ("dks-21to40", "baseline-21to40")),
+        primary=2,
+        earlier="scaled",
     ),
     "paper": Preset(
         dataset="CIFAR100",
@@ -167,19 +212,9 @@ PRESETS = {
         epochs=200,
         batch_size=128,
         groups=(METHODS, tuple(replace(row, seeds=5) for row in DROPOUT)),
+        pairs=(*MAIN_PAIRS, DROPOUT_PAIR),
     ),
 }
-
-# Pairs of rows to compare seed by seed; the first two are the study's main comparisons.
-PAIRS = (
-    ("dks", "ds"),
-    ("dks", "baseline"),
-    ("ds", "baseline"),
-    ("dks-top-down", "dks"),
-    ("dks-bottom-up", "dks"),
-    ("dks-dropout", "baseline-dropout"),
-    ("dks-bfloat16", "dks"),
-)
 
 
 def add_plan_flags(parser: argparse.ArgumentParser) -> None:

@@ -25,7 +25,7 @@ from study import published
 from study.cost import COLUMNS, cost_rows
 from study.figures import figures
 from study.logs import Study, read_study, tested_epochs
-from study.plan import PAIRS, Preset, add_plan_flags, chosen_plan
+from study.plan import Preset, add_plan_flags, chosen_plan
 
 ACCURACIES = ("test_acc", "test_acc_ep1", "test_acc_ep2")  # in the order of the classifiers
 IMAGES = Path(__file__).parents[1] / "images"
@@ -65,7 +65,7 @@ def tables(study: Study, preset: Preset) -> str:
     """Return all tables with their titles."""
     parts = (
         ("Top-1 error, %", errors(study, preset)),
-        ("Difference of test errors, seed by seed", differences(study)),
+        ("Difference of test errors, seed by seed", differences(study, preset)),
         ("Test error of each classifier, %", classifiers(study)),
         ("Cost", markdown(*COLUMNS, lines=cost_rows(study, preset))),
     )
@@ -74,7 +74,7 @@ def tables(study: Study, preset: Preset) -> str:
 
 def errors(study: Study, preset: Preset) -> str:
     """Tabulate the errors of the last and the best epoch, mean ± std, and the paper's."""
-    planned = {row.name: row.seeds for row in preset.rows}
+    planned = {row.name: row.seeds for row in preset.reported_rows}
     lines = []
     for name, runs in study.items():
         best = [min(tested_epochs(run.epochs), key=test_error) for run in runs.values()]
@@ -110,10 +110,10 @@ def lowest_error(epochs: list[dict]) -> float:
     return min(map(test_error, tested_epochs(epochs)))
 
 
-def differences(study: Study) -> str:
+def differences(study: Study, preset: Preset) -> str:
     """Tabulate the differences of each pair of rows over the seeds that both have."""
     lines = []
-    for one, other in PAIRS:
+    for one, other in preset.pairs:
         seeds = sorted(study.get(one, {}).keys() & study.get(other, {}).keys())
         if len(seeds) < 2:
             continue

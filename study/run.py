@@ -32,7 +32,7 @@ from common.progress import format_duration
 from epoch_log import LOG
 from study.data import prepare_data
 from study.logs import log_path, read_run, read_study, write_log
-from study.plan import Preset, Run, add_plan_flags, chosen_plan
+from study.plan import Preset, Row, Run, add_plan_flags, chosen_plan
 from study.report import tables
 
 MAIN = Path(__file__).parents[1] / "wrn_DKS" / "main.py"
@@ -77,9 +77,10 @@ def run_study(options: argparse.Namespace) -> None:
     missing = [run for run in preset.runs() if not read_run(logs, run, preset)]
     print(f"{preset}, {len(missing)} to train; logs in {logs}", flush=True)
     if missing:
-        dataroot = prepare_data(preset, options.data, options.out)
+        rows = dict.fromkeys(run.row for run in missing)
+        data = {row: prepare_data(preset, row, options.data, options.out) for row in rows}
         logs.mkdir(parents=True, exist_ok=True)
-        folders = Folders(dataroot, options.out / options.preset, logs)
+        folders = Folders(data, options.out / options.preset, logs)
         if failed := train_runs(missing, preset, folders, options.jobs):
             raise UserError(
                 f"{len(failed)} of {len(missing)} runs failed: {', '.join(failed)}; repeat the "
@@ -91,7 +92,7 @@ def run_study(options: argparse.Namespace) -> None:
 class Folders(NamedTuple):
     """Where the runs read and write."""
 
-    data: Path
+    data: dict[Row, Path]
     out: Path
     logs: Path
 
@@ -124,7 +125,7 @@ def train_runs(runs: Sequence[Run], preset: Preset, folders: Folders, jobs: int)
                     failed.append(run.name)
                     outcome = f"FAILED {run.name} after {time_s}: {failure(run, folders)}"
                 else:
-                    write_log(folders.save(run) / LOG, log_path(folders.logs, run))
+                    write_log(run, folders.save(run) / LOG, log_path(folders.logs, run))
                     outcome = f"done {run.name} in {time_s}: {errors(run, preset, folders)}"
                 print(f"{outcome} ({len(waiting) + len(running)} left)", flush=True)
     finally:
@@ -142,7 +143,7 @@ def start_run(run: Run, preset: Preset, folders: Folders, jobs: int) -> subproce
     one_thread = {"OMP_NUM_THREADS": "1"} if jobs > 1 else {}
     with open(folders.output(run), "a") as output:
         return subprocess.Popen(
-            [sys.executable, str(MAIN), *run.command_line(preset, folders.data, save)],
+            [sys.executable, str(MAIN), *run.command_line(preset, folders.data[run.row], save)],
             env={**os.environ, **one_thread},
             stdin=subprocess.DEVNULL,
             stdout=output,

@@ -64,7 +64,7 @@ def test_runs_of_the_scaled_study(study):
     assert names[:4] == ["baseline-seed1", "ds-seed1", "dks-seed1", "baseline-seed2"]
     assert [row.seeds for row in preset.rows] == [5, 5, 5, 3, 3, 3, 3, 3]
     rows = {row.name for row in preset.rows}
-    assert all(one in rows and other in rows for one, other in study.plan.PAIRS)
+    assert all(one in rows and other in rows for one, other in preset.pairs)
     configs = {run.name: run.config(preset).resume_options() for run in preset.runs()}
     for name, different in (
         ("dks-bfloat16-seed2", {"dtype": "bfloat16"}),
@@ -90,7 +90,7 @@ def test_committed_logs_are_complete(study):
 
 def test_split_of_links(study, wrn, images, tmp_path):
     make = study.data.link_split
-    folder = make(images, tmp_path / "split", 2, 3)
+    folder = make(images, tmp_path / "split", 0, 2, 3)
     found = {str(path.relative_to(folder)): path for path in folder.rglob("*.png")}
     assert sorted(found) == [
         *(f"test/{name}" for name in ("ant/ant_3.png", "ant/val/ant_0.png")),
@@ -101,10 +101,15 @@ def test_split_of_links(study, wrn, images, tmp_path):
     assert found["test/bee/val/bee_0.png"].resolve() == (images / "val/bee/bee_0.png").resolve()
     data = wrn.data.load_dataset("folder", folder, 8, 1)
     assert (len(data.train.labels), len(data.test.labels)) == (6, 4)
-    assert make(images, folder, 2, 3) == folder  # again
-    for classes, count, says in ((2, 2, "not the split"), (4, 2, "3 classes"), (2, 4, "more than")):
+    assert make(images, folder, 0, 2, 3) == folder  # again
+    for first, classes, count, says in (
+        (0, 2, 2, "not the split"), (0, 4, 2, "3 classes"), (2, 2, 2, "3 classes"),
+        (0, 2, 4, "more than"),
+    ):  # fmt: skip
         with pytest.raises(study.command_line.UserError, match=says):
-            make(images, folder, classes, count)
+            make(images, folder, first, classes, count)
+    later = make(images, tmp_path / "later", 1, 2, 3)
+    assert {path.name for path in later.glob("*/*")} == {"bee", "cat"}
 
 
 def test_paper_preset_from_end_to_end(
