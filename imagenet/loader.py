@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 
 from common.command_line import UserError, plural
 from common.distributed import shard, world_size
+from common.mixing import Mixing
 from data import AugmentedDataset, ImageFiles, derived_seed
 from presets import IMAGENET_MEAN, IMAGENET_STD
 
@@ -26,13 +27,16 @@ class ResumableBatchSampler:
         num_images: size of the data set.
         batch_size: total batch size over all processes.
         seed: of the order.
+        with_previous: put the image before those of this process in front of them, or the last
+            one of the batch before its first; for `Mixing`.
     """
 
-    def __init__(self, num_images: int, batch_size: int, seed: int):
+    def __init__(self, num_images: int, batch_size: int, seed: int, with_previous: bool = False):
         self.steps = -(-num_images // batch_size)  # in an epoch
         self._num_images = num_images
         self._batch_size = batch_size
         self._seed = seed
+        self._with_previous = with_previous
         self._epoch = self._first_step = 0
 
     def start_at(self, epoch: int, first_step: int) -> None:
@@ -51,7 +55,10 @@ class ResumableBatchSampler:
             batch = self._batch(step)
             # A process without images in the batch gets a placeholder, which has weight 0.
             own = batch[shard(len(batch))] or batch[:1]
-            yield [(self._epoch, index) for index in order[own.start : own.stop].tolist()]
+            positions = list(own)
+            if self._with_previous:
+                positions.insert(0, own.start - 1 if own.start > batch.start else batch[-1])
+            yield [(self._epoch, index) for index in order[positions].tolist()]
 
     def _batch(self, step: int) -> range:
         """Positions of a batch in the order of the epoch."""
@@ -63,7 +70,7 @@ class Batch(NamedTuple):
     """This process's part of a batch, at least one image."""
 
     images: Tensor  # (B, 3, S, S) float32, normalized, channels last
-    labels: Tensor  # (B,) int64
+    labels: Tensor  # (B,) int64, or (B, K) float32 if images are mixed
     batch_fraction: float  # of the whole batch's images; 0 for a placeholder that does not count
 
 
@@ -106,6 +113,7 @@ class TrainingLoader:
         prefetch: batches prefetched per worker.
         device: of the batches.
         worker_init: sets up a worker.
+        mixing: mixes pairs of images of a batch, if given; the sampler must be `with_previous`.
     """
 
     def __init__(
@@ -117,10 +125,12 @@ class TrainingLoader:
         prefetch: int,
         device: torch.device,
         worker_init: Callable[[int], None],
+        mixing: Mixing | None = None,
     ):
         self.files = files
         self.sampler = sampler
         self._device = device
+        self._mixing = mixing
         self._mean = 255 * torch.tensor(IMAGENET_MEAN, device=device).view(3, 1, 1)
         self._std = 255 * torch.tensor(IMAGENET_STD, device=device).view(3, 1, 1)
         self._loader = DataLoader(
@@ -145,6 +155,8 @@ class TrainingLoader:
             device_batches(self._loader, self._device), first_step
         ):
             images = images.float().sub_(self._mean).div_(self._std)
+            if self._mixing:
+                images, labels = self._mixing(images, labels, epoch, step)
             yield Batch(images, labels, self.sampler.batch_fraction(step))
 
 

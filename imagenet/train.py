@@ -30,6 +30,7 @@ import train_state
 import weights
 from common.distributed import barrier, describe_devices, distributed_context, print_once, rank
 from common.metrics import cost
+from common.mixing import make_mixing
 from common.run_folder import CHECKPOINT, lock_run_folder, refuse_run_file
 from common.sgd import make_sgd
 from data import ImageSets, find_image_sets
@@ -70,7 +71,8 @@ def train(config: Config, sets: ImageSets, device: torch.device) -> None:
     checkpoint = train_state.checkpoint_to_resume(config)
     content = train_state.read(checkpoint) if checkpoint else None
     config = config.with_milestones(content and content["options"].get("milestones"))
-    sampler = ResumableBatchSampler(len(sets.train), config.batch_size, config.seed)
+    mixes = bool(config.mixup or config.cutmix)
+    sampler = ResumableBatchSampler(len(sets.train), config.batch_size, config.seed, mixes)
     schedule = config.schedule(sampler.steps)
     trainer = make_trainer(config, len(sets.class_names), device)
     print_start(config, sets, schedule, device)
@@ -142,8 +144,9 @@ def make_loaders(
     workers: WorkerSignalGuard,
 ) -> tuple[TrainingLoader, DataLoader]:
     """Build the training and the validation loader of this process."""
+    mixing = make_mixing(config.mixup, config.cutmix, len(sets.class_names), config.seed)
     train_loader = TrainingLoader(
-        sets.train, sampler, config.seed, config.workers, config.prefetch, device, workers
+        sets.train, sampler, config.seed, config.workers, config.prefetch, device, workers, mixing
     )
     validation_loader = evaluation_loader(
         sets.validation, config.batch_size, config.workers, device, workers

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from common.command_line import ArgumentParser, bounded_number
-from common.flag_groups import add_device_flags, add_method_flags
+from common.flag_groups import add_device_flags, add_method_flags, add_regularization_flags
 from schedule import LR_SCHEDULES
 from shared_flags import ARCHS, add_batch_size, add_data, add_workers
 
@@ -23,6 +23,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add_data_flags(parser.add_argument_group("data"))
     add_model_flags(parser.add_argument_group("model and method"))
+    add_regularization_flags(parser.add_argument_group("regularization"))
     add_optimization_flags(parser.add_argument_group("optimization"))
     add_schedule_flags(parser.add_argument_group("learning rate"))
     add_run_flags(parser.add_argument_group("run"))
@@ -61,13 +62,6 @@ def add_data_flags(group) -> None:
 def add_model_flags(group) -> None:
     group.add_argument("-a", "--arch", choices=ARCHS, default=ARCHS[0], help="network")
     add_method_flags(group)
-    group.add_argument(
-        "--label-smoothing",
-        metavar="EPS",
-        type=FRACTION,
-        default=0.0,
-        help="label smoothing of the cross-entropy losses (default: 0, as in the paper)",
-    )
 
 
 def add_optimization_flags(group) -> None:

@@ -33,6 +33,8 @@ class Config:
     aux_weight: float
     synergy_weight: float
     label_smoothing: float
+    mixup: float  # alpha; 0: off
+    cutmix: float  # alpha; 0: off
     epochs: int
     batch_size: int  # images, over all processes
     grad_accumulation: int  # micro-batches per step and process

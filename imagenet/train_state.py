@@ -22,6 +22,7 @@ import torch
 from common import checkpoint
 from common.command_line import UserError, plural, require_file
 from common.distributed import print_once, rank, sum_over_processes, world_size
+from common.flag_groups import NO_REGULARIZATION
 from common.run_folder import CHECKPOINT, checkpoint_path
 from data import ImageSets
 from engine import Trainer
@@ -156,7 +157,7 @@ def check_same_run(content: dict, config: Config, sets: ImageSets, source: Path)
         # A different number of processes changes results in any case, and may need a different
         # number of micro-batches.
         options.pop("grad_accumulation")
-    saved = content["options"]
+    saved = NO_REGULARIZATION | content["options"]
     changed = [
         f"--{flag.replace('_', '-')} {value} (was {saved.get(flag)})"
         for flag, value in options.items()

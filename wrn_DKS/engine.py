@@ -144,7 +144,13 @@ def make_trainer(config: Config, num_classes: int, device: torch.device, branche
     torch.manual_seed(config.seed)
     return Trainer(
         WideResNet(config.depth, config.width, num_classes, dropout, branches),
-        SynergyLoss(config.method, config.direction, config.aux_weight, config.synergy_weight),
+        SynergyLoss(
+            config.method,
+            config.direction,
+            config.aux_weight,
+            config.synergy_weight,
+            config.label_smoothing,
+        ),
         StepSchedule(config.lr, config.epoch_step, config.lr_decay_ratio),
         config.weight_decay,
         getattr(torch, config.dtype),

@@ -5,7 +5,12 @@ import json
 from pathlib import Path
 
 from common.command_line import ArgumentParser, bounded_number
-from common.flag_groups import add_device_flags, add_method_flags, add_prediction_flags
+from common.flag_groups import (
+    add_device_flags,
+    add_method_flags,
+    add_prediction_flags,
+    add_regularization_flags,
+)
 
 # The same as in `data`, which would take seconds to import: sides in pixels.
 IMAGE_SIZES = {"CIFAR100": 32, "CIFAR10": 32, "digits": 8, "folder": 32}
@@ -21,6 +26,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_data_flags(parser.add_argument_group("data"))
     add_model_flags(parser.add_argument_group("model"))
     add_method_flags(parser.add_argument_group("method"))
+    add_regularization_flags(parser.add_argument_group("regularization"))
     add_optimization_flags(parser.add_argument_group("optimization"))
     add_run_flags(parser.add_argument_group("run"))
     add_output_flags(parser.add_argument_group("output"))

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from common.distributed import shard
+from common.mixing import Mixing
 from data import DatasetInfo, Split
 
 
@@ -19,7 +20,7 @@ class Batch(NamedTuple):
     """
 
     images: Tensor  # (B, 3, S, S) float32, normalized
-    labels: Tensor  # (B,) int64
+    labels: Tensor  # (B,) int64, or (B, K) float32 if images are mixed
     batch_fraction: float  # fraction of the whole batch's images
 
 
@@ -69,12 +70,14 @@ class AugmentedBatches(Batches):
         split, *args: see `Batches`.
         seed: random seed.
         flip: whether to flip images.
+        mixing: mixes pairs of images of a batch, if given.
     """
 
-    def __init__(self, split: Split, *args, seed: int, flip: bool):
+    def __init__(self, split: Split, *args, seed: int, flip: bool, mixing: Mixing | None = None):
         super().__init__(split, *args)
         self._seed = seed
         self._flip = flip
+        self._mixing = mixing
         size = split.images.shape[-1]
         padding = size // 8
         index = torch.arange(-padding, size + padding, device=self.device).abs()
@@ -90,15 +93,20 @@ class AugmentedBatches(Batches):
         order = torch.randperm(count, generator=generator).to(self.device)
         tops, lefts = torch.randint(offsets, (2, count), generator=generator).to(self.device)
         flips = (torch.rand(count, generator=generator) < 0.5).to(self.device)
-        for start in range(0, count, self.batch_size):
+        for step, start in enumerate(range(0, count, self.batch_size)):
             batch = order[start : start + self.batch_size]
             own = shard(len(batch))
             batch_fraction = (own.stop - own.start) / len(batch)
             index = batch[own] if batch_fraction else batch[:1]
+            if self._mixing:
+                index = torch.cat((batch[own.start - 1].view(1), index))
             images = self._crops[index, :, tops[index], lefts[index]]
             if self._flip:
                 images = torch.where(flips[index].view(-1, 1, 1, 1), images.flip(3), images)
-            yield self._normalize(images, self.labels[index], batch_fraction)
+            images, labels, _ = part = self._normalize(images, self.labels[index], batch_fraction)
+            if self._mixing:
+                part = Batch(*self._mixing(images, labels, epoch, step), batch_fraction)
+            yield part
 
 
 def seeded_generator(*key: int) -> torch.Generator:

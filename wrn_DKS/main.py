@@ -23,6 +23,7 @@ if __name__ == "__main__" and {"-h", "--help"} & set(sys.argv[1:]):
 import torch
 
 from common.distributed import barrier, describe_devices, distributed_context, print_once, rank
+from common.mixing import make_mixing
 from common.progress import Progress
 from common.run_folder import CHECKPOINT, lock_run_folder, new_run_folder, refuse_run_file
 from data import Dataset, load_dataset
@@ -109,8 +110,9 @@ def train_epochs(
 ) -> EpochResult:
     """Train and test from `first_epoch` (0-based) on; return the result of the last test."""
     device, size = trainer.device, config.batch_size
+    mixing = make_mixing(config.mixup, config.cutmix, len(data.info.classes), config.seed)
     batches = AugmentedBatches(
-        data.train, data.info, size, device, seed=config.seed, flip=data.flip
+        data.train, data.info, size, device, seed=config.seed, flip=data.flip, mixing=mixing
     )
     test_batches = Batches(data.test, data.info, size, device)
     if first_epoch >= config.epochs:

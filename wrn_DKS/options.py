@@ -5,6 +5,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 from common.command_line import DTYPES, UserError, require_file, require_writable_file
+from common.flag_groups import NO_REGULARIZATION
 from common.run_folder import checkpoint_path, refuse_overwriting
 from flags import IMAGE_SIZES, build_parser
 from schedule import scaled_milestones
@@ -25,6 +26,9 @@ class Config:
     direction: str
     aux_weight: float
     synergy_weight: float
+    label_smoothing: float
+    mixup: float  # alpha; 0: off
+    cutmix: float  # alpha; 0: off
     epochs: int
     batch_size: int  # total over all processes
     lr: float
@@ -163,6 +167,7 @@ def agree(name: str, given: object, recorded: object) -> bool:
 
 def check_given_options(options: dict, config: Config, source: Path) -> None:
     """Raise `UserError` if an option that was given differs from the stored one of a run."""
+    options = NO_REGULARIZATION | options
     changed = [
         f"--{name} {value} (was {options.get(name)})"
         for name, value in config.resume_options().items()
@@ -176,6 +181,7 @@ def check_given_options(options: dict, config: Config, source: Path) -> None:
 
 def check_options_unchanged(options: dict, config: Config, source: Path) -> None:
     """Raise `UserError` if the stored options differ in one that must not change."""
+    options = NO_REGULARIZATION | options
     changed = [
         f"--{flag} {value} (was {options.get(flag)})"
         for flag, value in config.resume_options().items()

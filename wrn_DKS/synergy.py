@@ -105,7 +105,7 @@ class SynergyLoss(nn.Module):
         Args:
             logits: N tensors (B, K): the backbone's, then the branches' from shallow to deep. The
                 method `baseline` ignores the branches'.
-            labels: class indices (B,), int64.
+            labels: class indices (B,), int64, or probabilities of the classes (B, K).
 
         Raises:
             TypeError: `logits` is the tensor (B, K) of one classifier.

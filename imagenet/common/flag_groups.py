@@ -40,6 +40,32 @@ def add_method_flags(group) -> None:
     )
 
 
+# Values of the options of `add_regularization_flags` in checkpoints and logs that lack them.
+NO_REGULARIZATION = {"label_smoothing": 0.0, "mixup": 0.0, "cutmix": 0.0}
+
+
+def add_regularization_flags(group) -> None:
+    group.add_argument(
+        "--label-smoothing",
+        metavar="EPS",
+        type=bounded_number(float, 0, 1),
+        default=0.0,
+        help="label smoothing of the cross-entropy losses (default: 0, as in the paper)",
+    )
+    for flag, text in (
+        ("--mixup", "mix the pixels of pairs of training images, and their labels"),
+        ("--cutmix", "paste a rectangle of another image into each, and mix their labels"),
+    ):
+        group.add_argument(
+            flag,
+            metavar="ALPHA",
+            type=bounded_number(float, 0, 1000),
+            default=0.0,
+            help=f"{text}, with weights from Beta(ALPHA, ALPHA); with both flags, one of them at "
+            "random for each batch (default: 0, off, as in the paper)",
+        )
+
+
 def add_device_flags(group) -> None:
     group.add_argument(
         "--dtype",

@@ -11,7 +11,12 @@ from .distributed import sum_over_processes
 
 
 def topk_correct(logits: Tensor, labels: Tensor, k: int = 1) -> Tensor:
-    """Count the labels (B,) that are among the top k of the logits (B, K): an int64 scalar."""
+    """Count the labels (B,) that are among the top k of the logits (B, K): an int64 scalar.
+
+    Of labels that are probabilities of the classes, (B, K), the most probable class counts.
+    """
+    if labels.dim() == 2:
+        labels = labels.argmax(-1)
     best = logits.topk(min(k, logits.shape[-1]), dim=-1).indices
     return (best == labels.unsqueeze(-1)).sum()
 

@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+from .flag_groups import NO_REGULARIZATION
 from .run_logs import Run
 
 METHODS = ("baseline", "ds", "dks")  # in the order of the table
@@ -28,7 +29,8 @@ Groups = dict[str, list[Run]]  # by label
 def settings(run: Run) -> Settings:
     """Return as text what runs must have in common to form a group; the method first."""
     unused = UNUSED.get(run.options.get("method"), set())
-    values = {k: v for k, v in run.options.items() if k not in NO_EFFECT | unused}
+    options = NO_REGULARIZATION | run.options
+    values = {k: v for k, v in options.items() if k not in NO_EFFECT | unused}
     depth, width, network = (values.pop(name, None) for name in ("depth", "width", "arch"))
     if depth is not None:
         network = f"WRN-{depth}" if width is None else f"WRN-{depth}-{width:g}"
