@@ -5,18 +5,23 @@ from statistics import mean
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from scipy import stats
 
 from common.error_figure import COLORS, plot_errors
 from common.run_logs import BACKBONE, classifier_names, read_txt_record
+from study.comparisons import confidence_interval
+from study.gains import draw_gains, read_gains
 from study.logs import Study, tested_epochs
-from study.plan import METHODS
+from study.plan import Preset
+from study.presets import METHODS
 
 BANDS = "mean over the seeds, band from the lowest to the highest; dotted: the learning rate falls"
 
 
-def figures(study: Study) -> dict[str, Figure]:
+def figures(study: Study, preset: Preset) -> dict[str, Figure]:
     """Draw every figure for which a run is finished; return them by file name."""
+    if preset.settings:
+        gains = read_gains(study, preset)
+        return {"study_gains.png": draw_gains(gains)} if gains else {}
     methods = {row.name: study[row.name] for row in METHODS if row.name in study}
     branched = {name: runs for name, runs in methods.items() if name != "baseline"}
     drawn = {"study_methods.png": draw_rows(study)}
@@ -74,8 +79,9 @@ def draw_rows(study: Study) -> Figure:
         # Each seed at its own height, because two may have the same error.
         heights = [y - 0.15 - 0.06 * index for index in range(len(errors))]
         axes.plot(errors, heights, "o", color=color, alpha=0.6, markersize=4)
+        low, high = confidence_interval(errors) if len(errors) > 1 else (0, 0)
         axes.errorbar(
-            mean(errors), y, xerr=half_interval(errors), fmt="|", color=color,
+            mean(errors), y, xerr=(high - low) / 2, fmt="|", color=color,
             markersize=16, markeredgewidth=2, capsize=4,
         )  # fmt: skip
     axes.set_yticks(range(len(study)), [f"{name} (n = {len(study[name])})" for name in study])
@@ -84,12 +90,6 @@ def draw_rows(study: Study) -> Figure:
     axes.grid(axis="x", alpha=0.3)
     axes.set_title("dots: seeds, the first lowest; bars: mean and its 95 % interval", fontsize=9)
     return figure
-
-
-def half_interval(values: Sequence[float]) -> float:
-    """Return half of the mean's 95 % confidence interval; 0 for a single value."""
-    n = len(values)
-    return stats.t.ppf(0.975, n - 1) * stats.sem(values) if n > 1 else 0.0
 
 
 def draw_divergences(study: Study) -> Figure:

@@ -12,10 +12,12 @@ from typing import NamedTuple
 import torch
 
 from common.command_line import UserError
+from common.flag_groups import NO_REGULARIZATION
 from common.json_log import Log
 from epoch_log import PREFIX
 from options import RESUME_MUST_MATCH
-from study.plan import LOGS, METHODS, PRESETS, Preset, Run
+from study.plan import Preset, Run
+from study.presets import LOGS, PRESETS
 
 SIZES = ("num_classes", "n_parameters", "train_images", "test_images")
 EPOCH_KEYS = (
@@ -23,7 +25,7 @@ EPOCH_KEYS = (
     "test_error_ensemble", "test_divergences", "train_time", "test_time", "peak_memory_mib",
 )  # fmt: skip
 # Values of options that the first logs do not hold.
-ABSENT = {"first_class": 0}
+ABSENT = {"first_class": 0, **NO_REGULARIZATION}
 
 
 class LoggedRun(NamedTuple):
@@ -107,8 +109,9 @@ def read_study(folder: Path, preset: Preset) -> Study:
     if not study:
         raise UserError(f"{folder}: no log of a finished run; study/run.py writes the logs")
     if preset.earlier:
-        methods = PRESETS[preset.earlier].reduced([row.name for row in METHODS])
-        return finished_runs(LOGS / preset.earlier, methods) | study
+        name, rows = preset.earlier
+        reported = PRESETS[name].reduced([row.name for row in rows])
+        return finished_runs(LOGS / name, reported) | study
     return study
 
 

@@ -1,25 +1,12 @@
-"""The plan of the study: data, network, recipe, and the runs."""
+"""What a study consists of: data, network, recipe, rows, and the runs of each row."""
 
-import argparse
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from common.command_line import UserError, bounded_number
-from evaluate import check_network
+from common.command_line import UserError
 from options import Config, parse
 
-# Sizes of the scaled study, chosen by time and by the baseline's training error: study/README.md.
-NUM_CLASSES = 20  # the first ones by name
-TRAIN_IMAGES = 50  # of each class, the first ones by name; all others are test images
-IMAGE_SIZE = 16  # side in pixels
-DEPTH = 16
-WIDTH = 1
-EPOCHS = 625
-BATCH_SIZE = 64
-TEST_EVERY = 5  # epochs; there are five times as many test images as training images
-
-LOGS = Path(__file__).parent  # holds one folder of logs per preset
 MILESTONES = (0.3, 0.6, 0.8)  # fractions of the epochs: the paper's 60, 120 and 160 of 200
 
 
@@ -34,6 +21,8 @@ class Row:
     dropout: bool = False
     dtype: str = "float32"
     first_class: int = 0  # of a split of the data, counted from 0
+    label_smoothing: float = 0.0
+    cutmix: float = 0.0  # alpha; 0: off
 
 
 @dataclass(frozen=True)
@@ -44,7 +33,8 @@ class Preset:
         pairs: rows to compare seed by seed.
         primary: number of pairs, the first ones, whose p-values are corrected for multiple
             comparisons.
-        earlier: name of the preset whose runs of `METHODS` are reported beside those of this one.
+        earlier: name of a preset with runs to report beside those of this one, and their rows.
+        settings: in which the gain of DKS is reported: the ends of the rows' names, and labels.
     """
 
     dataset: str
@@ -56,7 +46,8 @@ class Preset:
     groups: tuple[tuple[Row, ...], ...]
     pairs: tuple[tuple[str, str], ...]
     primary: int = 0
-    earlier: str | None = None
+    earlier: tuple[str, tuple[Row, ...]] | None = None
+    settings: tuple[tuple[str, str], ...] = ()
     test_every: int = 1
     split: tuple[int, int] | None = None  # classes, training images per class; None: all
 
@@ -66,8 +57,8 @@ class Preset:
 
     @property
     def reported_rows(self) -> tuple[Row, ...]:
-        """The rows of the report: the earlier preset's `METHODS`, then those of this preset."""
-        return (METHODS if self.earlier else ()) + self.rows
+        """The rows of the report: those of the earlier preset, then those of this preset."""
+        return (self.earlier[1] if self.earlier else ()) + self.rows
 
     @property
     def milestones(self) -> list[int]:
@@ -141,6 +132,8 @@ class Run:
             "method": self.row.method,
             "direction": self.row.direction,
             "dtype": self.row.dtype,
+            "label-smoothing": self.row.label_smoothing,
+            "cutmix": self.row.cutmix,
             "seed": self.seed,
             "save": save,
             "resume": "auto",
@@ -151,102 +144,3 @@ class Run:
     def config(self, preset: Preset) -> Config:
         """Return the options of the run; its paths are placeholders."""
         return parse(self.command_line(preset, Path("data"), Path("run")))
-
-
-METHODS = (Row("baseline", "baseline"), Row("ds", "ds"), Row("dks", "dks"))
-DIRECTIONS = (
-    Row("dks-top-down", "dks", 3, direction="top-down"),
-    Row("dks-bottom-up", "dks", 3, direction="bottom-up"),
-)
-DROPOUT = (
-    Row("baseline-dropout", "baseline", 3, dropout=True),
-    Row("dks-dropout", "dks", 3, dropout=True),
-)
-DTYPES = (Row("dks-bfloat16", "dks", 3, dtype="bfloat16"),)
-
-
-def variants(suffix: str, seeds: int, **changes: object) -> tuple[Row, ...]:
-    """Return the rows of `METHODS` with other options, named with a suffix."""
-    return tuple(
-        replace(row, name=f"{row.name}-{suffix}", seeds=seeds, **changes) for row in METHODS
-    )
-
-
-REPLICATION = variants("21to40", 5, first_class=NUM_CLASSES)
-
-MAIN_PAIRS = (("dks", "ds"), ("dks", "baseline"), ("ds", "baseline"))
-DROPOUT_PAIR = ("dks-dropout", "baseline-dropout")
-
-SCALED = Preset(
-    dataset="folder",
-    depth=DEPTH,
-    width=WIDTH,
-    image_size=IMAGE_SIZE,
-    epochs=EPOCHS,
-    batch_size=BATCH_SIZE,
-    groups=(METHODS, DIRECTIONS, DROPOUT, DTYPES),
-    pairs=(
-        *MAIN_PAIRS,  # the first two are the study's main comparisons
-        ("dks-top-down", "dks"),
-        ("dks-bottom-up", "dks"),
-        DROPOUT_PAIR,
-        ("dks-bfloat16", "dks"),
-    ),
-    test_every=TEST_EVERY,
-    split=(NUM_CLASSES, TRAIN_IMAGES),
-)
-PRESETS = {
-    "scaled": SCALED,
-    "follow-up": replace(
-        SCALED,
-        groups=(REPLICATION,),
-        pairs=(("dks-21to40", "ds-21to40"), ("dks-21to40", "baseline-21to40")),
-        primary=2,
-        earlier="scaled",
-    ),
-    "paper": Preset(
-        dataset="CIFAR100",
-        depth=28,
-        width=10,
-        image_size=32,
-        epochs=200,
-        batch_size=128,
-        groups=(METHODS, tuple(replace(row, seeds=5) for row in DROPOUT)),
-        pairs=(*MAIN_PAIRS, DROPOUT_PAIR),
-    ),
-}
-
-
-def add_plan_flags(parser: argparse.ArgumentParser) -> None:
-    """Add the flags that choose a preset or reduce it."""
-    plan = parser.add_argument_group("plan")
-    text = "scaled: small networks on images, for a CPU; paper: WRN-28-10 on CIFAR-100, for a GPU"
-    plan.add_argument("--preset", choices=PRESETS, default="scaled", help=text)
-    plan.add_argument("--rows", nargs="+", metavar="NAME", help="only these rows (default: all)")
-    for flag, number, text in (
-        ("--seeds", bounded_number(int, 1), "runs of each row"),
-        ("--epochs", bounded_number(int, 1), "epochs of each run"),
-        ("--depth", bounded_number(int, 10), "depth of the network, 6n + 4"),
-        ("--width", bounded_number(float, 1 / 16), "widening factor of the network"),
-    ):
-        plan.add_argument(flag, type=number, help=f"{text} (default: the preset's)")
-    plan.add_argument(
-        "--logs",
-        type=Path,
-        metavar="DIR",
-        help="folder of the study's logs; choose a new one for a different plan, or together with "
-        f"a new --out to train everything again (default: {LOGS.name}/PRESET)",
-    )
-
-
-def chosen_plan(options: argparse.Namespace) -> tuple[Preset, Path]:
-    """Return the preset, reduced by the flags, and the folder of its logs.
-
-    Raises:
-        UserError: a row or a network of that size does not exist.
-    """
-    sizes = {name: getattr(options, name) for name in ("seeds", "epochs", "depth", "width")}
-    preset = PRESETS[options.preset].reduced(options.rows, **sizes)
-    for run in preset.runs():
-        check_network(run.config(preset))  # refuses what `main.py` would
-    return preset, options.logs or LOGS / options.preset

@@ -7,7 +7,6 @@ prints Markdown tables of all finished runs and draws the figures.
 
 import argparse
 import sys
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean
@@ -16,16 +15,17 @@ from statistics import mean
 sys.path.insert(0, str(Path(__file__).parents[1]))
 sys.path.insert(0, str(Path(__file__).parents[1] / "wrn_DKS"))
 
-from scipy.stats import ttest_rel
-
 from common.command_line import ArgumentParser, exit_status
 from common.run_logs import classifier_names
 from common.run_report import format_mean_std
 from study import published
+from study.comparisons import format_interval, format_p, holm, p_value
 from study.cost import COLUMNS, cost_rows
 from study.figures import figures
+from study.gains import TITLES, gain_rows, read_gains
 from study.logs import Study, read_study, tested_epochs
-from study.plan import Preset, add_plan_flags, chosen_plan
+from study.plan import Preset
+from study.presets import add_plan_flags, chosen_plan
 
 ACCURACIES = ("test_acc", "test_acc_ep1", "test_acc_ep2")  # in the order of the classifiers
 IMAGES = Path(__file__).parents[1] / "images"
@@ -56,19 +56,22 @@ def report(options: argparse.Namespace) -> None:
     study = read_study(logs, preset)
     print(tables(study, preset), end="\n\n")
     options.images.mkdir(parents=True, exist_ok=True)
-    for name, figure in figures(study).items():
+    for name, figure in figures(study, preset).items():
         figure.savefig(options.images / name, dpi=150)
         print(f"figure: {options.images / name}")
 
 
 def tables(study: Study, preset: Preset) -> str:
     """Return all tables with their titles."""
-    parts = (
+    parts = [
         ("Top-1 error, %", errors(study, preset)),
         ("Difference of test errors, seed by seed", differences(study, preset)),
         ("Test error of each classifier, %", classifiers(study)),
         ("Cost", markdown(*COLUMNS, lines=cost_rows(study, preset))),
-    )
+    ]
+    if gains := read_gains(study, preset):
+        table = markdown(*TITLES, lines=gain_rows(gains))
+        parts.insert(1, ("Gain of DKS over its own baseline", table))
     return "\n\n".join(f"**{title}**\n\n{table}" for title, table in parts)
 
 
@@ -112,34 +115,47 @@ def lowest_error(epochs: list[dict]) -> float:
 
 def differences(study: Study, preset: Preset) -> str:
     """Tabulate the differences of each pair of rows over the seeds that both have."""
-    lines = []
+    lines, last = [], []
     for one, other in preset.pairs:
         seeds = sorted(study.get(one, {}).keys() & study.get(other, {}).keys())
         if len(seeds) < 2:
             continue
         pairs = [(study[one][seed].epochs, study[other][seed].epochs) for seed in seeds]
-        last = [(test_error(a[-1]), test_error(b[-1])) for a, b in pairs]
-        best = [(lowest_error(a), lowest_error(b)) for a, b in pairs]
-        ensemble = [tuple(each[-1]["test_error_ensemble"] for each in pair) for pair in pairs]
-        means = [f"{mean(a - b for a, b in errors):+.2f}" for errors in (last, best, ensemble)]
+        last.append([test_error(a[-1]) - test_error(b[-1]) for a, b in pairs])
+        best = [lowest_error(a) - lowest_error(b) for a, b in pairs]
+        ensemble = [a[-1]["test_error_ensemble"] - b[-1]["test_error_ensemble"] for a, b in pairs]
         lines.append(
-            (f"{one} − {other}", len(seeds), means[0], *paired_t_test(last), *means[1:],
+            (f"{one} − {other}", len(seeds), f"{mean(last[-1]):+.2f}", format_interval(last[-1]),
+             format_p(p_value(last[-1])), f"{mean(best):+.2f}", f"{mean(ensemble):+.2f}",
              *published.difference(one, other))
         )  # fmt: skip
-    return markdown(
+    titles = (
         "pair", "seeds", "mean", "95 % interval", "p (paired t)", "mean of best epochs",
         "mean of ensemble errors",
-        "paper, WRN-28-10, CIFAR-100", "paper, ResNet-18, -50, -152, ImageNet", lines=lines,
+        "paper, WRN-28-10, CIFAR-100", "paper, ResNet-18, -50, -152, ImageNet",
     )  # fmt: skip
+    if preset.primary:
+        lines, titles = with_holm(lines, titles, last, preset)
+    return markdown(*titles, lines=lines)
 
 
-def paired_t_test(pairs: Sequence[tuple[float, float]]) -> tuple[str, str]:
-    """Return the 95 % confidence interval of the mean difference and the two-sided p-value."""
-    with warnings.catch_warnings(action="ignore"):  # about differences that are all equal
-        test = ttest_rel(*zip(*pairs, strict=True))
-    low, high = test.confidence_interval(0.95)
-    p = test.pvalue if any(a != b for a, b in pairs) else 1.0  # nan in SciPy
-    return f"{low:+.2f} to {high:+.2f}", f"{p:.3f}" if p >= 0.001 else "< 0.001"
+def with_holm(lines: list, titles: tuple, differences: list, preset: Preset) -> tuple:
+    """Insert a column after p: Holm's correction for the primary pairs, which are tests.
+
+    The other pairs are descriptions. Their p is left out.
+    """
+    primary = [f"{one} − {other}" for one, other in preset.pairs[: preset.primary]]
+    tested = [index for index, line in enumerate(lines) if line[0] in primary]
+    corrected = holm([p_value(differences[index]) for index in tested], preset.primary)
+    column = dict(zip(tested, map(format_p, corrected), strict=True))
+    at = titles.index("p (paired t)") + 1
+    lines = [
+        (*line[:at], column[index], *line[at:])
+        if index in column
+        else (*line[: at - 1], "", "", *line[at:])
+        for index, line in enumerate(lines)
+    ]
+    return lines, (*titles[:at], f"p, Holm, {preset.primary} tests", *titles[at:])
 
 
 def classifiers(study: Study) -> str:

@@ -32,7 +32,8 @@ from common.progress import format_duration
 from epoch_log import LOG
 from study.data import prepare_data
 from study.logs import log_path, read_run, read_study, write_log
-from study.plan import Preset, Row, Run, add_plan_flags, chosen_plan
+from study.plan import Preset, Row, Run
+from study.presets import add_plan_flags, chosen_plan
 from study.report import tables
 
 MAIN = Path(__file__).parents[1] / "wrn_DKS" / "main.py"

@@ -143,7 +143,7 @@ def test_every_flag_exists(wrn, imagenet, study, cifar_benchmark, imagenet_bench
 @pytest.fixture(scope="module")
 def results(study):
     """The study that its logs hold, and its plan."""
-    preset = study.plan.PRESETS["scaled"]
+    preset = study.presets.PRESETS["scaled"]
     return study.logs.read_study(ROOT / "study" / "scaled", preset), preset
 
 
@@ -381,8 +381,8 @@ def run_study(wrn, study, words):
     small = SMALL_STUDY if "--logs" in words else [*SMALL_STUDY, "--logs", "logs"]
     logs = Path([*words, *small][[*words, *small].index("--logs") + 1])
     with pytest.MonkeyPatch.context() as patch:
-        preset = replace(study.plan.PRESETS["scaled"], split=(2, 2))  # classes, training images
-        patch.setitem(study.plan.PRESETS, "scaled", preset)
+        preset = replace(study.presets.PRESETS["scaled"], split=(2, 2))  # classes, training images
+        patch.setitem(study.presets.PRESETS, "scaled", preset)
         patch.setattr(study.run.subprocess, "Popen", in_this_process(wrn))
         assert study.run.main([*words, *small]) == 0
     return [path.name for path in logs.glob("*.jsonl")] != ["baseline-seed1.jsonl"]

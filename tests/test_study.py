@@ -27,7 +27,7 @@ sys.exit(2)
 @pytest.fixture
 def scaled(study, monkeypatch):
     """The scaled preset with 2 classes of 2 training images."""
-    presets = study.plan.PRESETS
+    presets = study.presets.PRESETS
     preset = replace(presets["scaled"], split=(2, 2))
     monkeypatch.setitem(presets, "scaled", preset)
     return preset
@@ -49,7 +49,7 @@ def run_study(study, tmp_path):
 
 def test_paper_preset_uses_the_default_recipe(study):
     """The defaults of main.py are the paper's recipe."""
-    preset = study.plan.PRESETS["paper"]
+    preset = study.presets.PRESETS["paper"]
     run = next(run for run in preset.runs() if run.name == "dks-seed1")
     config, default = run.config(preset), study.options.parse([])
     assert (config.resume_options(), config.epochs) == (default.resume_options(), default.epochs)
@@ -58,7 +58,7 @@ def test_paper_preset_uses_the_default_recipe(study):
 
 
 def test_runs_of_the_scaled_study(study):
-    preset = study.plan.PRESETS["scaled"]
+    preset = study.presets.PRESETS["scaled"]
     names = [run.name for run in preset.runs()]
     assert len(set(names)) == len(names)
     assert names[:4] == ["baseline-seed1", "ds-seed1", "dks-seed1", "baseline-seed2"]
@@ -75,14 +75,39 @@ def test_runs_of_the_scaled_study(study):
         assert configs[name] == configs["dks-seed2"] | different
 
 
-def test_written_plan_is_the_one_that_runs(study):
+def test_written_plans_are_those_that_run(study):
     text = (ROOT / "study" / "README.md").read_text()
-    assert f"\n{study.plan.PRESETS['scaled']}\n" in text
+    assert f"\n{study.presets.PRESETS['scaled']}\n" in text
+    follow_up = study.presets.PRESETS["follow-up"]
+    for group in follow_up.groups:
+        seeds = {row.seeds for row in group}
+        names = ", ".join(f"`{row.name}`" for row in group)
+        assert f" | {names} | {seeds.pop()} |\n" in text and not seeds
+    assert f": {len(list(follow_up.runs()))} runs, about" in text
+    tests = [f"| `{one}` − `{other}` |\n" for one, other in follow_up.pairs[: follow_up.primary]]
+    assert all(line in text for line in tests) and len(tests) == text.count("` − `") == 6
+
+
+def test_runs_of_the_follow_up(study):
+    """Each differs from the first study's run of the same method and seed in one thing."""
+    preset, scaled = (study.presets.PRESETS[name] for name in ("follow-up", "scaled"))
+    first = {run.name: run.config(scaled).resume_options() for run in scaled.runs()}
+    for run in preset.runs():
+        options = run.config(preset).resume_options()
+        name, suffix = run.row.name.split("-")
+        expected = first[f"{name}-seed{run.seed}"]
+        changed = {key: value for key, value in options.items() if value != expected[key]}
+        assert changed == {"21to40": {}, "smoothing": {"label_smoothing": 0.1},
+                           "cutmix": {"cutmix": 1.0}}[suffix]  # fmt: skip
+        assert run.row.first_class == (20 if suffix == "21to40" else 0)
+    rows = {row.name for row in preset.reported_rows}
+    assert all(one in rows and other in rows for one, other in preset.pairs)
+    assert all({f"dks{end}", f"baseline{end}"} <= rows for end, _ in preset.settings)
 
 
 def test_committed_logs_are_complete(study):
-    preset = study.plan.PRESETS["scaled"]
-    logged = study.logs.read_study(study.plan.LOGS / "scaled", preset)
+    preset = study.presets.PRESETS["scaled"]
+    logged = study.logs.read_study(study.presets.LOGS / "scaled", preset)
     assert {name: len(runs) for name, runs in logged.items()} == {
         row.name: row.seeds for row in preset.rows
     }
@@ -112,10 +137,9 @@ def test_split_of_links(study, wrn, images, tmp_path):
     assert {path.name for path in later.glob("*/*")} == {"bee", "cat"}
 
 
-def test_paper_preset_from_end_to_end(
-    study, wrn, run_study, cifar100, monkeypatch, tmp_path, capsys
-):
-    """Train all five rows on CIFAR-100's files, compare with the paper; then call it again."""
+@pytest.fixture
+def in_this_process(study, wrn, monkeypatch):
+    """Run main.py in this process instead of one of its own."""
 
     class InThisProcess:
         def __init__(self, words, **options):
@@ -127,6 +151,35 @@ def test_paper_preset_from_end_to_end(
             return self.returncode
 
     monkeypatch.setattr(study.run.subprocess, "Popen", InThisProcess)
+
+
+def test_modern_preset_from_end_to_end(
+    study, run_study, cifar100, in_this_process, tmp_path, capsys
+):
+    """Two seeds of each row; tables and the figure from their logs."""
+    tiny = ("--preset", "modern", *TINY[:-1], "2")
+    assert run_study(tmp_path / "root", *tiny) == 0
+    table = capsys.readouterr().out
+    logs = {path.name for path in (tmp_path / "logs").iterdir()}
+    endings = ("", "-smoothing", "-cutmix")
+    assert logs == {
+        f"{method}{ending}-seed{seed}.jsonl"
+        for method in ("baseline", "ds", "dks") for ending in endings for seed in (1, 2)
+    }  # fmt: skip
+    options = json.loads((tmp_path / "logs/dks-cutmix-seed2.jsonl").open().readline())
+    assert (options["cutmix"], options["label_smoothing"]) == (1.0, 0.0)
+    for label in ("plain recipe", "label smoothing 0.1", "CutMix, α = 1"):
+        assert f"| {label} | 2 |" in table
+    assert "| dks − baseline-cutmix | 2 |" in table and "p, Holm, 6 tests" in table
+    words = ["--images", str(tmp_path / "images"), "--logs", str(tmp_path / "logs"), *tiny]
+    assert study.report.main(words) == 0
+    assert [path.name for path in (tmp_path / "images").iterdir()] == ["study_gains.png"]
+
+
+def test_paper_preset_from_end_to_end(
+    study, run_study, cifar100, in_this_process, monkeypatch, tmp_path, capsys
+):
+    """Train all five rows on CIFAR-100's files, compare with the paper; then call it again."""
     words = (tmp_path / "root", "--preset", "paper", *TINY)
     assert run_study(*words) == 0
     table = capsys.readouterr().out

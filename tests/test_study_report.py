@@ -15,13 +15,14 @@ ERRORS = {"baseline": (30.0, 32.5, 31.0), "ds": (30.0, 31.0, 29.0), "dks": (27.0
 T_975 = 4.303  # of a printed t table, 2 degrees of freedom
 
 
-def write_log(study, folder, row, seed, last):
+def write_log(study, folder, row, seed, last, name="scaled"):
     """Write the log of a run whose test errors are `last` + 7, `last` - 1 and `last`."""
-    preset = study.plan.PRESETS["scaled"].reduced(None, epochs=EPOCHS)
+    preset = study.presets.PRESETS[name].reduced(None, epochs=EPOCHS)
     run = next(run for run in preset.runs() if run.name == f"{row}-seed{seed}")
     classes, images = preset.split
     sizes = {"num_classes": classes, "n_parameters": 9, "train_images": classes * images}
     options = run.config(preset).resume_options() | {"epochs": EPOCHS, "epoch": 0} | sizes
+    options["first_class"] = run.row.first_class
     count = 1 if row == "baseline" else 3
     records = [options, {"epoch": 1, "train_acc": 9.0, "train_time": 2.5, "peak_memory_mib": 100}]
     for epoch, error in enumerate((last + 7, last - 1, last), 2):
@@ -58,7 +59,7 @@ def report(study, tmp_path):
 @pytest.fixture
 def read(study):
     """Read a folder of logs of four epochs; return the study and its plan."""
-    preset = study.plan.PRESETS["scaled"].reduced(None, epochs=EPOCHS)
+    preset = study.presets.PRESETS["scaled"].reduced(None, epochs=EPOCHS)
     return lambda logs: (study.logs.read_study(logs, preset), preset)
 
 
@@ -97,7 +98,7 @@ def test_tables(study, tables, logs):
 
 def sizes(study, branches):
     """Return the number of parameters and of multiply-adds."""
-    plan, wide_resnet = study.plan, study.wide_resnet
+    plan, wide_resnet = study.presets, study.wide_resnet
     network = wide_resnet.WideResNet(plan.DEPTH, plan.WIDTH, plan.NUM_CLASSES, branches=branches)
     size = study.metrics.cost(lambda: network.to("meta"), plan.IMAGE_SIZE)
     return [f"{sum(p.numel() for p in network.parameters()):,}", f"{size.multiply_adds:,}"]
@@ -118,7 +119,7 @@ def test_memory_kept_for_the_backward_pass(study):
     difference = cost.saved_bytes(deep, baseline, 5, 8) - cost.saved_bytes(flat, baseline, 5, 8)
     assert difference == 5 * 8 * 8 * 8 * 4
 
-    preset = replace(plan.PRESETS["scaled"], batch_size=16)
+    preset = replace(study.presets.PRESETS["scaled"], batch_size=16)
     kept = {}
     for row in preset.rows:
         model = cost.build_network(preset, row, 20, row.method != "baseline")
@@ -161,9 +162,68 @@ def three_pairs(differences):
     ],
 )
 def test_paired_t_test(study, recwarn, differences, interval, p):
-    pairs = [(50.0 + difference, 50.0) for difference in differences]
-    assert study.report.paired_t_test(pairs) == (interval, p)
+    comparisons = study.comparisons
+    assert comparisons.format_interval(differences) == interval
+    assert comparisons.format_p(comparisons.p_value(differences)) == p
     assert not recwarn.list
+
+
+HOLM = [  # p-values, number of tests, and the corrected ones, computed by hand
+    ((0.01, 0.04, 0.03, 0.005), 4, (0.03, 0.06, 0.06, 0.02)),
+    ((0.02, 0.3), 6, (0.12, 1.0)),
+    ((0.5, 0.9), 2, (1.0, 1.0)),
+    ((), 6, ()),
+]
+
+
+@pytest.mark.parametrize(("values", "count", "corrected"), HOLM)
+def test_holm(study, values, count, corrected):
+    assert study.comparisons.holm(values, count) == pytest.approx(list(corrected))
+
+
+def test_gains(study, tmp_path, monkeypatch):
+    """The follow-up's gains beside those of the first study, and their changes."""
+    monkeypatch.setattr(study.logs, "LOGS", tmp_path)
+    presets = {
+        name: study.presets.PRESETS[name].reduced(None, epochs=EPOCHS)
+        for name in ("scaled", "follow-up")
+    }
+    presets["follow-up"] = replace(
+        presets["follow-up"], earlier=study.presets.PRESETS["follow-up"].earlier
+    )
+    monkeypatch.setattr(study.logs, "PRESETS", presets)
+    for row, errors in ERRORS.items():
+        for seed, error in enumerate(errors, 1):
+            write_log(study, tmp_path / "scaled", row, seed, error)
+    cutmix = {"baseline-cutmix": (26.0, 27.5, 25.0), "dks-cutmix": (25.0, 27.0, 25.5)}
+    for row, errors in cutmix.items():
+        for seed, error in enumerate(errors, 1):
+            write_log(study, tmp_path / "follow-up", row, seed, error, "follow-up")
+    preset = presets["follow-up"]
+    read = study.logs.read_study(tmp_path / "follow-up", preset)
+    text = study.report.tables(read, preset)
+    plain, gains = (-3.0, -2.5, -3.0), (-1.0, -0.5, 0.5)
+    found = rows(text, "Gain of DKS")
+    assert list(found) == ["plain recipe, classes 1 to 20", "CutMix, α = 1"]
+    low, high, _ = three_pairs(gains)
+    change_low, change_high, _ = three_pairs([a - b for a, b in zip(gains, plain, strict=True)])
+    assert found["CutMix, α = 1"] == [
+        "3", "-0.33", f"{low:+.2f} to {high:+.2f}",
+        "+2.50", f"{change_low:+.2f} to {change_high:+.2f}",
+    ]  # fmt: skip
+    pairs = rows(text, "Difference")
+    assert list(pairs)[:2] == ["dks-cutmix − baseline-cutmix", "dks − baseline-cutmix"]
+    p = [three_pairs(values)[2] for values in (gains, (1.0, 2.5, 3.0))]
+    assert [pairs[name][3:5] for name in list(pairs)[:2]] == [
+        [f"{p[0]:.3f}", "1.000"], [f"{p[1]:.3f}", f"{6 * p[1]:.3f}"]
+    ]  # fmt: skip
+    assert pairs["dks-cutmix − dks"][3:5] == ["", ""]  # a description
+    (name, figure), *more = study.figures.figures(read, preset).items()
+    assert name == "study_gains.png" and not more
+    (axes,) = figure.axes
+    assert sorted(axes.lines[0].get_xdata()) == pytest.approx(sorted(plain))
+    labels = [label.get_text() for label in axes.get_yticklabels()]
+    assert labels == ["plain recipe, classes 1 to 20 (n = 3)", "CutMix, α = 1 (n = 3)"]
 
 
 def test_pairs_have_the_same_seeds(study, tables, logs):
@@ -181,7 +241,7 @@ def test_figures(study, report, read, logs, tmp_path, capsys):
     assert "**Cost**" in capsys.readouterr().out
     names = ["study_error.png", "study_methods.png", "synergy_matrix.png"]
     assert sorted(path.name for path in (tmp_path / "images").iterdir()) == names
-    drawn = study.figures.figures(read(logs)[0])
+    drawn = study.figures.figures(*read(logs))
 
     axes, enlarged = drawn["study_error.png"].axes
     assert enlarged.get_ylim() == pytest.approx((25, 41.5))
