@@ -152,7 +152,7 @@ def test_the_study_s_tables_are_those_of_its_logs(study, results):
     page = (ROOT / "docs" / "study.md").read_text()
     for table in (
         study.report.errors(*results),
-        study.report.differences(results[0]),
+        study.report.differences(*results),
         study.report.classifiers(results[0]),
     ):
         assert table.count("\n") > 5 and f"\n\n{table}\n\n" in page
@@ -177,7 +177,7 @@ def test_the_readme_s_numbers_are_the_study_s_and_the_paper_s(study, results):
         assert numbers == [
             published.IMAGENET[method][index] for method in ("baseline", "ds", "dks")
         ]
-    gains = cells(study.report.differences(results[0]))
+    gains = cells(study.report.differences(*results))
     words = " ".join(TEXT.split())
     for pair, says in (
         ("dks − ds", "DS by {} points (95 % interval of the paired difference: {} to {})"),
