@@ -97,7 +97,7 @@ def check_arch(arch: str, source: str = "-a") -> None:
     if arch not in resnet.NETWORKS and arch not in known:
         raise UserError(
             f"{source} {arch}: expected {', '.join(resnet.NETWORKS)}, or the name of another "
-            "torchvision classifier, such as resnet34"
+            "torchvision classifier, such as densenet121"
         )
 
 

@@ -29,29 +29,37 @@ class BranchSpec(NamedTuple):
 
 
 class NetworkConfig(NamedTuple):
-    """Blocks of a backbone, and its branches from shallow to deep."""
+    """Blocks of a backbone, and its branches from shallow to deep, of the same kind of block."""
 
     block: type[BasicBlock] | type[Bottleneck]
     blocks: tuple[int, int, int, int]  # in layer1 to layer4, as in torchvision
     branches: tuple[BranchSpec, ...]
+    groups: int = 1  # of the 3x3 convolutions; torchvision's option of that name
+    width_per_group: int = 64  # torchvision's option of that name
+
+    def make_block(self, in_channels: int, planes: int, **options) -> nn.Module:
+        """Build a residual block; `options` are torchvision's, such as `stride`."""
+        widths = {"groups": self.groups, "base_width": self.width_per_group}
+        return self.block(in_channels, planes, **widths, **options)
+
+
+def two_branches(shallow: int, deep: int) -> tuple[BranchSpec, BranchSpec]:
+    """Return DHM's branches: after layer2, `shallow` blocks and two more; after layer3, `deep`."""
+    return (
+        BranchSpec(2, (Stage(shallow, 256), Stage(2, 512))),
+        BranchSpec(3, (Stage(deep, 1024),)),
+    )
 
 
 NETWORKS = {
-    "resnet18": NetworkConfig(
-        BasicBlock,
-        (2, 2, 2, 2),
-        (BranchSpec(2, (Stage(1, 256), Stage(2, 512))), BranchSpec(3, (Stage(2, 1024),))),
-    ),
-    "resnet50": NetworkConfig(
-        Bottleneck,
-        (3, 4, 6, 3),
-        (BranchSpec(2, (Stage(3, 256), Stage(2, 512))), BranchSpec(3, (Stage(3, 1024),))),
-    ),
-    "resnet152": NetworkConfig(
-        Bottleneck,
-        (3, 8, 36, 3),
-        (BranchSpec(2, (Stage(18, 256), Stage(2, 512))), BranchSpec(3, (Stage(3, 1024),))),
-    ),
+    "resnet18": NetworkConfig(BasicBlock, (2, 2, 2, 2), two_branches(1, 2)),
+    "resnet34": NetworkConfig(BasicBlock, (3, 4, 6, 3), two_branches(3, 3)),
+    "resnet50": NetworkConfig(Bottleneck, (3, 4, 6, 3), two_branches(3, 3)),
+    "resnet101": NetworkConfig(Bottleneck, (3, 4, 23, 3), two_branches(12, 3)),
+    "resnet152": NetworkConfig(Bottleneck, (3, 8, 36, 3), two_branches(18, 3)),
+    # DHM has no branches for these; theirs are those of ResNet-50, of their own blocks.
+    "resnext50_32x4d": NetworkConfig(Bottleneck, (3, 4, 6, 3), two_branches(3, 3), 32, 4),
+    "wide_resnet50_2": NetworkConfig(Bottleneck, (3, 4, 6, 3), two_branches(3, 3), 1, 128),
 }
 
 
@@ -67,13 +75,16 @@ class DKSResNet(ResNet):
     """
 
     def __init__(self, config: NetworkConfig, branches: bool = True, num_classes: int = 1000):
-        super().__init__(config.block, list(config.blocks), num_classes)
+        super().__init__(
+            config.block,
+            list(config.blocks),
+            num_classes,
+            groups=config.groups,
+            width_per_group=config.width_per_group,
+        )
         self._specs = config.branches if branches else ()
         # Built after the backbone, whose random initialization must not depend on them.
-        self.branches = nn.ModuleList(
-            Branch(config.block, layer_channels(config.block, spec.layer), spec.stages, num_classes)
-            for spec in self._specs
-        )
+        self.branches = nn.ModuleList(Branch(config, spec, num_classes) for spec in self._specs)
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """Classify images (B, 3, H, W).
@@ -93,32 +104,21 @@ class DKSResNet(ResNet):
         return tuple(logits)
 
 
-def layer_channels(block: type[BasicBlock] | type[Bottleneck], layer: int) -> int:
-    """Return the output channels of layer1 to layer4 of a ResNet."""
-    return 64 * 2 ** (layer - 1) * block.expansion
-
-
 class Branch(nn.Module):
     """An auxiliary classifier: stages of residual blocks, average pooling, a linear layer.
 
     Args:
-        block: class of the residual blocks.
-        in_channels: channels of the backbone's features.
-        stages: blocks and width of each stage.
+        config: of the network, for the kind of block.
+        spec: where the branch is attached, and its stages.
         num_classes: number of classes K.
     """
 
-    def __init__(
-        self,
-        block: type[BasicBlock] | type[Bottleneck],
-        in_channels: int,
-        stages: tuple[Stage, ...],
-        num_classes: int,
-    ):
+    def __init__(self, config: NetworkConfig, spec: BranchSpec, num_classes: int):
         super().__init__()
-        channels = [in_channels] + [stage.planes * block.expansion for stage in stages]
+        planes = [64 * 2 ** (spec.layer - 1), *(stage.planes for stage in spec.stages)]
+        channels = [config.block.expansion * each for each in planes]
         self.stages = nn.Sequential(
-            *(make_stage(block, n, stage) for n, stage in zip(channels, stages, strict=False))
+            *(make_stage(config, n, stage) for n, stage in zip(channels, spec.stages, strict=False))
         )
         self.classifier = nn.Linear(channels[-1], num_classes)
         for module in self.modules():
@@ -126,20 +126,17 @@ class Branch(nn.Module):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, features: Tensor) -> Tensor:
-        """Compute logits (B, K) from the backbone's features (B, in_channels, H, W)."""
+        """Compute logits (B, K) from the backbone's features (B, C, H, W)."""
         return self.classifier(self.stages(features).mean((2, 3)))
 
 
-def make_stage(
-    block: type[BasicBlock] | type[Bottleneck], in_channels: int, stage: Stage
-) -> nn.Sequential:
+def make_stage(config: NetworkConfig, in_channels: int, stage: Stage) -> nn.Sequential:
     """Build a stage that starts with a block of stride 2 and a projection shortcut."""
-    out_channels = stage.planes * block.expansion
+    out_channels = stage.planes * config.block.expansion
     shortcut = nn.Sequential(conv1x1(in_channels, out_channels, 2), nn.BatchNorm2d(out_channels))
-    first = block(in_channels, stage.planes, stride=2, downsample=shortcut)
-    return nn.Sequential(
-        first, *(block(out_channels, stage.planes) for _ in range(stage.blocks - 1))
-    )
+    first = config.make_block(in_channels, stage.planes, stride=2, downsample=shortcut)
+    others = (config.make_block(out_channels, stage.planes) for _ in range(stage.blocks - 1))
+    return nn.Sequential(first, *others)
 
 
 def build(arch: str, branches: bool = True, num_classes: int = 1000) -> DKSResNet:

@@ -6,7 +6,10 @@ from pathlib import Path
 from common.command_line import DTYPES, UserError, bounded_number
 
 # Networks with branches: the keys of `resnet.NETWORKS`, which would take seconds to import.
-ARCHS = ("resnet18", "resnet50", "resnet152")
+ARCHS = (
+    *("resnet18", "resnet34", "resnet50", "resnet101", "resnet152"),
+    *("resnext50_32x4d", "wide_resnet50_2"),
+)
 
 
 def add_data(group, contents: str) -> None:

@@ -131,6 +131,25 @@ def test_branches_with_dhm_names_load(imagenet, tmp_path, small_dks, images):
         assert all(torch.equal(logits, expected) for logits, expected in pairs)
 
 
+@pytest.mark.parametrize("arch", ["resnet34", "resnet101"])
+def test_dhms_names_of_other_networks_are_known(imagenet, arch):
+    """The names of DHM's networks, whose branches copy `layer3` and `layer4`."""
+    shallow, deep = imagenet.resnet.NETWORKS[arch].branches
+    with torch.device("meta"):
+        network = imagenet.resnet.build(arch)
+    dhm = {f"fc_head{i}.{name}" for i in (1, 2) for name in ("weight", "bias")}
+    for head, stages in (
+        ("layer3_head2", shallow.stages[0]),
+        ("layer4_head2", shallow.stages[1]),
+        ("layer4_head1", deep.stages[0]),
+    ):
+        for index in range(stages.blocks):
+            block = network.layer4[min(index, 1)].state_dict()  # the first one has a shortcut
+            dhm |= {f"{head}.{index}.{name}" for name in block}
+    branches = {name for name in network.state_dict() if name.startswith("branches.")}
+    assert {imagenet.weights.canonical_name(f"module.{name}") for name in dhm} == branches
+
+
 def test_other_classifiers_of_torchvision_load(imagenet, tmp_path):
     model = torchvision.models.squeezenet1_1(num_classes=5).eval()
     path = save_weights(tmp_path / "a.pth", model.state_dict())
@@ -196,7 +215,7 @@ def test_missing_branches_are_refused(imagenet, tmp_path, plain):
     with pytest.raises(refused, match="no auxiliary branches"):
         load(ARCH, path, branches=True)
     with pytest.raises(refused, match="unexpected|no auxiliary"):
-        load("resnet34", path, branches=True)
+        load("densenet121", path, branches=True)
 
 
 def test_a_missing_safetensors_package_is_named(imagenet, tmp_path, plain, monkeypatch):

@@ -1,8 +1,11 @@
 """ResNets with branches: sizes, weights and logits."""
 
+from functools import partial
+
 import pytest
 import torch
 import torchvision
+from conftest import ROOT
 
 
 def conv(in_channels: int, out_channels: int, kernel: int) -> int:
@@ -14,10 +17,20 @@ def basic_block(in_channels: int, planes: int) -> int:
     return conv(in_channels, planes, 3) + conv(planes, planes, 3) + shortcut
 
 
-def bottleneck(in_channels: int, planes: int) -> int:
-    shortcut = conv(in_channels, 4 * planes, 1) if in_channels != 4 * planes else 0
-    middle = conv(in_channels, planes, 1) + conv(planes, planes, 3)
-    return middle + conv(planes, 4 * planes, 1) + shortcut
+def bottleneck(in_channels: int, planes: int, width: int = 1, groups: int = 1) -> int:
+    """The inner convolutions have `width` times as many channels as `planes`."""
+    inner, outer = width * planes, 4 * planes
+    shortcut = conv(in_channels, outer, 1) if in_channels != outer else 0
+    middle = inner * inner // groups * 9 + 2 * inner
+    return conv(in_channels, inner, 1) + middle + conv(inner, outer, 1) + shortcut
+
+
+def resnext_bottleneck(in_channels: int, planes: int) -> int:
+    return bottleneck(in_channels, planes, width=2, groups=32)
+
+
+def wide_bottleneck(in_channels: int, planes: int) -> int:
+    return bottleneck(in_channels, planes, width=2)
 
 
 def stage(block, expansion: int, in_channels: int, planes: int, count: int) -> int:
@@ -29,7 +42,11 @@ def stage(block, expansion: int, in_channels: int, planes: int, count: int) -> i
     ("arch", "block", "expansion", "shallow", "deep"),
     [
         ("resnet18", basic_block, 1, ((256, 1), (512, 2)), (1024, 2)),
+        ("resnet34", basic_block, 1, ((256, 3), (512, 2)), (1024, 3)),
         ("resnet50", bottleneck, 4, ((256, 3), (512, 2)), (1024, 3)),
+        ("resnet101", bottleneck, 4, ((256, 12), (512, 2)), (1024, 3)),
+        ("resnext50_32x4d", resnext_bottleneck, 4, ((256, 3), (512, 2)), (1024, 3)),
+        ("wide_resnet50_2", wide_bottleneck, 4, ((256, 3), (512, 2)), (1024, 3)),
         ("resnet152", bottleneck, 4, ((256, 18), (512, 2)), (1024, 3)),
     ],
 )
@@ -47,18 +64,31 @@ def test_branches_have_the_configured_size(imagenet, arch, block, expansion, sha
         assert sum(p.numel() for p in branch.parameters()) == blocks + classifier
 
 
-@pytest.mark.parametrize("arch", ["resnet18", "resnet50", "resnet152"])
-def test_without_branches_it_equals_torchvisions_network(imagenet, arch):
-    def plain():
-        return getattr(torchvision.models, arch)()
+def test_documented_sizes(imagenet):
+    """The columns are "11.69 M, 1.81 G": parameters and multiply-adds."""
+    page = (ROOT / "docs" / "imagenet.md").read_text()
+    for arch in imagenet.resnet.NETWORKS:
+        cells = page.split(f"| `{arch}` |")[1].split("\n")[0].split("|")
+        for branches, cell in ((False, cells[2]), (True, cells[3])):
+            size = imagenet.metrics.cost(partial(imagenet.resnet.build, arch, branches), 224)
+            expected = f"{size.parameters / 1e6:.2f} M, {size.multiply_adds / 1e9:.2f} G"
+            assert cell.strip() == expected
 
-    def ours():
-        return imagenet.resnet.build(arch, branches=False)
 
-    assert imagenet.metrics.cost(ours, 224) == imagenet.metrics.cost(plain, 224)
-    with torch.device("meta"):
-        expected, state_dict = plain().state_dict(), ours().state_dict()
-    assert {k: v.shape for k, v in state_dict.items()} == {k: v.shape for k, v in expected.items()}
+def test_without_branches_they_equal_torchvisions_networks(imagenet):
+    for arch in imagenet.resnet.NETWORKS:
+
+        def plain(arch=arch):
+            return getattr(torchvision.models, arch)()
+
+        def ours(arch=arch):
+            return imagenet.resnet.build(arch, branches=False)
+
+        assert imagenet.metrics.cost(ours, 224) == imagenet.metrics.cost(plain, 224), arch
+        with torch.device("meta"):
+            expected, state_dict = plain().state_dict(), ours().state_dict()
+        shapes = {k: v.shape for k, v in state_dict.items()}
+        assert shapes == {k: v.shape for k, v in expected.items()}
 
 
 def test_backbone_weights_and_logits_equal_torchvisions(imagenet):
@@ -102,15 +132,6 @@ def test_branches_are_initialized_as_in_torchvision(imagenet):
     weight = deep.stages[0][0].conv2.weight  # fan-out: 1024 * 9
     assert weight.std().item() == pytest.approx((2 / (1024 * 9)) ** 0.5, rel=0.01)
     assert (deep.stages[0][0].bn2.weight == 1).all()
-
-
-def test_another_resnet_needs_only_a_config(imagenet):
-    resnet = imagenet.resnet
-    config = resnet.NETWORKS["resnet18"]._replace(blocks=(3, 4, 6, 3))
-    with torch.device("meta"):
-        model = resnet.DKSResNet(config, branches=False)
-        names = torchvision.models.resnet34().state_dict().keys()
-    assert model.state_dict().keys() == names
 
 
 def test_folding_batch_norms_keeps_the_logits(imagenet):
