@@ -202,6 +202,7 @@ def exported(wrn, imagenet, tmp_path_factory):
     words = ["--method", "baseline", "--export", folder / "backbone.pth", folder]
     words += ["--save", folder / "resnet"]
     assert imagenet.train.main([*map(str, words), *SMALL_TRAIN]) == 0
+    (folder / "REPO").symlink_to(ROOT)
     return folder
 
 
@@ -219,12 +220,18 @@ def test_examples_run(example, exported):
         assert sum(bool(line.strip()) for line in example.text.splitlines()) <= 24
         totals = [float(word) for word in re.findall(r"total ([\d.]+)", done.stdout)]
         assert len(totals) == 50 and totals[-1] < 0.5 * totals[0]
+    elif "timm" in example.text:
+        assert sum(bool(line.strip()) for line in example.text.splitlines()) <= 40
+        for name in ("mobilenetv3_small_050", "convnext_atto"):
+            totals = [float(x) for x in re.findall(rf"{name}: total ([\d.]+)", done.stdout)]
+            assert len(totals) == 8 and totals[-1] < 0.7 * totals[0]
     elif example.page.stem == "cifar":  # the digits that two images are taken for
         assert re.fullmatch(r"\['\d', '\d'\]\n", done.stdout)
 
 
 def test_there_is_an_example_in_the_readme_and_in_each_guide():
-    assert [block.page.stem for block in examples()] == ["README", "cifar", "imagenet"]
+    pages = ["README", "cifar", "imagenet", "own-network", "own-network"]
+    assert [block.page.stem for block in examples()] == pages
 
 
 # --- The commands
