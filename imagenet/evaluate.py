@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader
 
 from common.command_line import UserError, is_out_of_memory, one_line, plural
 from common.metrics import MetricSums, topk_correct
+from common.signals import check_signals
 from loader import device_batches
 
 
@@ -74,6 +75,7 @@ def evaluate(
         sums.add(**batch_counts(forward(model, images, dtype), labels))
         if progress:
             progress(lambda: summarize(sums.totals(all_processes=False)))
+        check_signals()
     totals = sums.totals()
     if totals["not_finite"]:
         raise UserError(
@@ -106,6 +108,7 @@ def predict(
     model.eval()
     predictions = []
     for images, _ in device_batches(loader, device):
+        check_signals()
         probabilities = forward(model, images, dtype)[0].float().softmax(-1)
         best = probabilities.topk(min(count, probabilities.shape[1]))
         predictions += [

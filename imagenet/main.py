@@ -38,6 +38,7 @@ from common.distributed import (
     rank,
     world_size,
 )
+from common.leaving import run_script
 from common.metrics import cost
 from common.results import list_predictions, print_predictions, write_json
 from common.run_folder import checkpoint_path, refuse_overwriting
@@ -188,4 +189,4 @@ def classify(
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_script(main)

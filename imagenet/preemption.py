@@ -1,59 +1,19 @@
-"""Save checkpoints between steps, and stop all processes together on a termination signal."""
+"""Save checkpoints between steps, at intervals and on a termination signal."""
 
-import signal
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Protocol
 
-import torch
-import torch.distributed as dist
+from torch import Tensor
 from torch.utils.data import DataLoader
 
-from common.command_line import Interrupted, UserError, termination_signals
-from common.distributed import is_peer_failure
+from common.command_line import UserError
+from common.metrics import MetricSums
+from common.signals import Interrupted
+from common.stopping import PreemptionGuard
 
 NEVER = -(2**62)  # stands for a step that does not exist
-
-
-class PreemptionGuard:
-    """Record termination signals while the block runs, instead of acting on them at once.
-
-    A stop in the middle of a step would leave the processes in different states, or waiting in a
-    collective that one of them never enters. They therefore agree to stop between two steps.
-    """
-
-    def __init__(self):
-        self._signum = 0
-        # A CPU group, so that agreeing does not wait for a GPU.
-        self._group = dist.new_group(backend="gloo") if dist.is_initialized() else None
-        self._previous = {}
-
-    def __enter__(self) -> "PreemptionGuard":
-        for signum in termination_signals():
-            self._previous[signum] = signal.signal(signum, self._record)
-        return self
-
-    def __exit__(self, kind, error, traceback) -> None:
-        for signum, handler in self._previous.items():
-            signal.signal(signum, handler)
-        # After a signal, the peers may have exited. The step then fails; nothing can be saved.
-        peer_failed = isinstance(error, RuntimeError) and is_peer_failure(error)
-        if self._signum and self._group and peer_failed:
-            raise Interrupted(self._signum) from error
-
-    def _record(self, signum, frame) -> None:
-        self._signum = signum
-
-    def agree(self, value: int) -> tuple[int, int]:
-        """Return the signal that any process has received (0: none) and the maximum of `value`.
-
-        All processes must call it together.
-        """
-        values = torch.tensor([self._signum, value])
-        if self._group:
-            dist.all_reduce(values, dist.ReduceOp.MAX, group=self._group)
-        signum, maximum = values.tolist()
-        return signum, maximum
 
 
 class TrainingState(Protocol):
@@ -61,6 +21,7 @@ class TrainingState(Protocol):
 
     step: int
     epoch: int
+    sums: MetricSums
 
     def first_nonfinite_step(self) -> int: ...
 
@@ -71,7 +32,7 @@ class CheckpointHook:
     Args:
         guard: records signals.
         trainer: gives the step, and whether a loss was not finite.
-        save: writes the checkpoint; all processes call it together.
+        save: writes the checkpoint on process 0, given the sums over all processes.
         minutes: between two checkpoints.
     """
 
@@ -79,7 +40,7 @@ class CheckpointHook:
         self,
         guard: PreemptionGuard,
         trainer: TrainingState,
-        save: Callable[[], None],
+        save: Callable[[dict[str, Tensor]], None],
         minutes: float,
     ):
         self._guard = guard
@@ -105,9 +66,9 @@ class CheckpointHook:
             raise Interrupted(signum)
 
     def save(self) -> None:
-        """Save the run. Raise `UserError` instead if a loss was not finite."""
+        """Save the run. Raise `UserError` instead if a loss or a weight is not finite."""
         self.check_losses()
-        self._save()
+        self._guard.on_main_process(partial(self._save, self._trainer.sums.totals()))
         self._saved_at = time.monotonic()
 
     def check_losses(self) -> None:
@@ -123,9 +84,4 @@ class CheckpointHook:
 
     def wrap(self, loader: DataLoader) -> Iterator:
         """Yield the loader's batches; run the hook after each, equally often on every process."""
-        _, max_batches = self._guard.agree(len(loader))
-        for batch in loader:
-            yield batch
-            self()
-        for _ in range(max_batches - len(loader)):
-            self()
+        return self._guard.over(loader, len(loader), self)

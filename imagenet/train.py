@@ -13,7 +13,7 @@ import sys
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch: idle threads must not spin
 
-from common.command_line import Interrupted, exit_status, plural
+from common.command_line import exit_status, plural
 from train_options import Config, parse
 
 if __name__ == "__main__" and {"-h", "--help"} & set(sys.argv[1:]):
@@ -29,16 +29,19 @@ from torch.utils.data import DataLoader
 import train_state
 import weights
 from common.distributed import barrier, describe_devices, distributed_context, print_once, rank
+from common.leaving import run_script
 from common.metrics import cost
 from common.mixing import make_mixing
 from common.run_folder import CHECKPOINT, lock_run_folder, refuse_run_file
 from common.sgd import make_sgd
+from common.signals import Interrupted
+from common.stopping import PreemptionGuard
 from data import ImageSets, find_image_sets
 from engine import ModelEma, Trainer, memory_format
 from epoch_log import LOG, EpochLog, train_record, validation_record
 from evaluate import catch_out_of_memory
 from loader import ResumableBatchSampler, TrainingLoader, WorkerSignalGuard, evaluation_loader
-from preemption import CheckpointHook, PreemptionGuard
+from preemption import CheckpointHook
 from progress import EpochProgress
 from resnet import build
 from schedule import Schedule
@@ -214,4 +217,4 @@ def train_epoch(
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_script(main)

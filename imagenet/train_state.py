@@ -18,6 +18,7 @@ functions of (seed, epoch, image), and nothing else is random once the network i
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from common import checkpoint
 from common.command_line import UserError, plural, require_file
@@ -48,15 +49,14 @@ KEYS = {
 }
 
 
-def save(path: Path, trainer: Trainer, config: Config, sets: ImageSets) -> None:
-    """Save a run. All processes must call it together; process 0 writes the file.
+def save(
+    path: Path, trainer: Trainer, config: Config, sets: ImageSets, sums: dict[str, Tensor]
+) -> None:
+    """Save a run; `sums` are those of the current epoch, over all processes.
 
     Raises:
         UserError: the weights are not finite, or the file cannot be written.
     """
-    sums = trainer.sums.totals()
-    if rank() != 0:
-        return
     for name, value in trainer.model.state_dict().items():
         if not value.isfinite().all():
             raise UserError(

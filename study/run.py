@@ -25,10 +25,10 @@ from common.command_line import (
     ArgumentParser,
     UserError,
     bounded_number,
-    defer_signals,
     exit_status,
 )
 from common.progress import format_duration
+from common.signals import check_signals, defer_signals
 from epoch_log import LOG
 from study.data import prepare_data
 from study.logs import log_path, read_run, read_study, write_log
@@ -118,6 +118,7 @@ def train_runs(runs: Sequence[Run], preset: Preset, folders: Folders, jobs: int)
                 run = waiting.pop(0)
                 with defer_signals():  # so that every started process is in `running`
                     running[start_run(run, preset, folders, jobs)] = run, time.perf_counter()
+            check_signals()
             time.sleep(0.1)
             for process in [process for process in running if process.poll() is not None]:
                 run, start = running.pop(process)

@@ -178,7 +178,7 @@ def test_signal_is_deferred_until_the_file_is_written(wrn, saved, signum):
         os.kill(os.getpid(), signum)
         file.write(b"complete")
 
-    with wrn.command_line.raise_on_signals(), pytest.raises(wrn.command_line.Interrupted):
+    with pytest.raises(wrn.signals.Interrupted), wrn.signals.raise_signals():
         wrn.checkpoint.write_atomically(saved, write)
     assert saved.read_bytes() == b"complete"
 

@@ -9,10 +9,11 @@ from common.command_line import UserError, plural
 from common.distributed import describe_devices, print_once, rank, world_size
 from common.images import read_squares
 from common.results import list_predictions, print_predictions, write_json
+from common.stopping import PreemptionGuard
 from data import IMAGE_SIZES, DatasetInfo, Split, load_dataset
 from engine import EpochResult, Trainer, make_trainer
 from epoch_log import print_costs, print_errors, write_results
-from loader import Batches
+from loader import Batches, StoppableBatches
 from options import Config, check_given_options, use_recorded
 from run_state import LoadedCheckpoint, export_backbone, load_checkpoint
 from wide_resnet import WideResNet, blocks_per_group, group_channels
@@ -50,7 +51,9 @@ def evaluate(config: Config, device: torch.device) -> None:
     source = config.dataroot if config.dataset == "folder" else config.dataset
     images = f"{plural(len(data.test.labels), 'test image')} of {source}"
     print_computation(config, loaded, device, images)
-    test = trainer.evaluate(Batches(data.test, data.info, config.batch_size, device))
+    batches = Batches(data.test, data.info, config.batch_size, device)
+    with PreemptionGuard() as guard:
+        test = trainer.evaluate(StoppableBatches(batches, guard))
     report(config, trainer, data.info, test, loaded.source)
 
 
@@ -90,7 +93,9 @@ def predict(config: Config, device: torch.device) -> None:
     print_computation(config, loaded, device, plural(len(config.predict), "image"))
     images = read_squares(config.predict, config.image_size, config.nthread, "reading images")
     split = Split(images, torch.zeros(len(images), dtype=torch.int64))  # unlabeled
-    probabilities = trainer.predict(Batches(split, info, config.batch_size, device))
+    batches = Batches(split, info, config.batch_size, device)
+    with PreemptionGuard() as guard:
+        probabilities = trainer.predict(StoppableBatches(batches, guard))
     best = probabilities.topk(min(MOST_LIKELY, len(info.classes)))
     classes = [
         list(zip(indices, values, strict=True))

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from common.distributed import shard
 from common.mixing import Mixing
+from common.stopping import PreemptionGuard
 from data import DatasetInfo, Split
 
 
@@ -107,6 +108,21 @@ class AugmentedBatches(Batches):
             if self._mixing:
                 part = Batch(*self._mixing(images, labels, epoch, step), batch_fraction)
             yield part
+
+
+class StoppableBatches:
+    """Batches between which all processes stop together when a signal arrives."""
+
+    def __init__(self, batches: Batches, guard: PreemptionGuard):
+        self._batches = batches
+        self._guard = guard
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def epoch(self, epoch: int = 0) -> Iterator[Batch]:
+        """Yield the batches of `epoch` (0-based). Raise `Interrupted` after a signal."""
+        return self._guard.over(self._batches.epoch(epoch), len(self))
 
 
 def seeded_generator(*key: int) -> torch.Generator:

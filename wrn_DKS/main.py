@@ -8,13 +8,14 @@ of 17.24 ± 0.22 % over 5 runs (18.72 % without branches).
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch: idle threads must not spin
 
-from common.command_line import Interrupted, UserError, defer_signals, exit_status, plural
+from common.command_line import UserError, exit_status, plural
 from options import Config, parse
 
 if __name__ == "__main__" and {"-h", "--help"} & set(sys.argv[1:]):
@@ -23,14 +24,17 @@ if __name__ == "__main__" and {"-h", "--help"} & set(sys.argv[1:]):
 import torch
 
 from common.distributed import barrier, describe_devices, distributed_context, print_once, rank
+from common.leaving import run_script
 from common.mixing import make_mixing
 from common.progress import Progress
 from common.run_folder import CHECKPOINT, lock_run_folder, new_run_folder, refuse_run_file
+from common.signals import Interrupted
+from common.stopping import PreemptionGuard
 from data import Dataset, load_dataset
 from engine import EpochResult, Trainer, make_trainer
 from epoch_log import LOG, EpochLog, print_costs
 from evaluate import check_network, evaluate, export_finished_run, predict, report
-from loader import AugmentedBatches, Batches
+from loader import AugmentedBatches, Batches, StoppableBatches
 from run_state import load_checkpoint, options_to_resume, resume, save_run
 
 
@@ -108,46 +112,69 @@ def checkpoint_to_resume(config: Config, folder: Path) -> Path | None:
 def train_epochs(
     config: Config, trainer: Trainer, data: Dataset, folder: Path, first_epoch: int
 ) -> EpochResult:
-    """Train and test from `first_epoch` (0-based) on; return the result of the last test."""
-    device, size = trainer.device, config.batch_size
-    mixing = make_mixing(config.mixup, config.cutmix, len(data.info.classes), config.seed)
-    batches = AugmentedBatches(
-        data.train, data.info, size, device, seed=config.seed, flip=data.flip, mixing=mixing
-    )
-    test_batches = Batches(data.test, data.info, size, device)
-    if first_epoch >= config.epochs:
-        return trainer.evaluate(test_batches)
-    log = EpochLog(folder, config, first_epoch, len(data.info.classes)) if rank() == 0 else None
-    finished = first_epoch
-    try:
-        while finished < config.epochs:
-            results = run_epoch(config, trainer, batches, test_batches, finished)
-            with defer_signals():
+    """Train and test from `first_epoch` (0-based) on; return the result of the last test.
+
+    Raises:
+        UserError: a loss or weight was not finite, or the run cannot be saved.
+        Interrupted: a signal arrived; the run is saved up to the last finished epoch.
+    """
+    finished, log = first_epoch, None
+    if rank() == 0 and finished < config.epochs:
+        log = EpochLog(folder, config, finished, len(data.info.classes))
+    with PreemptionGuard() as guard:
+        batches = make_batches(config, data, trainer.device, guard)
+        if finished >= config.epochs:
+            return trainer.evaluate(batches["test"])
+        save = partial(save_run, folder / CHECKPOINT, trainer, config, data.info)
+        try:
+            while finished < config.epochs:
+                results = run_epoch(config, trainer, batches, finished)
                 finished += 1
-                if log:
-                    # Log first: resuming removes an extra record, but could not restore a missing
-                    # one.
-                    log.write(finished, trainer, results)
-                    save_run(folder / CHECKPOINT, trainer, config, data.info, finished)
-    except Interrupted:
-        print_once(how_to_continue(config, folder, finished))
-        raise
+                guard.on_main_process(partial(save_epoch, save, log, trainer, finished, results))
+                guard.check()
+        except Interrupted:  # by the guard alone, between two steps
+            print_once(how_to_continue(config, folder, finished))
+            raise
     if log:
         log.close()
     return results["test"]
 
 
+def make_batches(
+    config: Config, data: Dataset, device: torch.device, guard: PreemptionGuard
+) -> dict[str, StoppableBatches]:
+    """Return the batches of training and test images."""
+    common = data.info, config.batch_size, device
+    mixing = make_mixing(config.mixup, config.cutmix, len(data.info.classes), config.seed)
+    train = AugmentedBatches(data.train, *common, seed=config.seed, flip=data.flip, mixing=mixing)
+    test = Batches(data.test, *common)
+    return {"train": StoppableBatches(train, guard), "test": StoppableBatches(test, guard)}
+
+
 def run_epoch(
-    config: Config, trainer: Trainer, batches: Batches, test_batches: Batches, epoch: int
+    config: Config, trainer: Trainer, batches: dict[str, StoppableBatches], epoch: int
 ) -> dict[str, EpochResult]:
     """Train for `epoch` (0-based), and test if it is due."""
     epochs_after = config.epochs - epoch - 1
-    steps, name = len(batches), f"epoch {epoch + 1}/{config.epochs}"
+    steps, name = len(batches["train"]), f"epoch {epoch + 1}/{config.epochs}"
     with Progress(name, steps, steps * epochs_after) as progress:
-        results = {"train": trainer.train_epoch(batches, epoch, progress, config.seed)}
+        results = {"train": trainer.train_epoch(batches["train"], epoch, progress, config.seed)}
     if (epoch + 1) % config.test_every == 0 or not epochs_after:
-        results["test"] = trainer.evaluate(test_batches)
+        results["test"] = trainer.evaluate(batches["test"])
     return results
+
+
+def save_epoch(
+    save: Callable[[int], None],
+    log: EpochLog,
+    trainer: Trainer,
+    finished: int,
+    results: dict[str, EpochResult],
+) -> None:
+    """Log and save an epoch."""
+    # Log first: resuming removes an extra record, but could not restore a missing one.
+    log.write(finished, trainer, results)
+    save(finished)
 
 
 def how_to_continue(config: Config, folder: Path, finished: int) -> str:
@@ -159,4 +186,4 @@ def how_to_continue(config: Config, folder: Path, finished: int) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_script(main)

@@ -1,15 +1,15 @@
-"""The command line of every script: flags, one-line errors, and termination signals.
+"""The command line of every script: flags, one-line errors, and the exit status.
 
 This module does not import torch, so that `--help` does not wait for it.
 """
 
 import argparse
-import contextlib
-import signal
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+
+from .signals import Interrupted, raise_signals
 
 DTYPES = {  # torch's name of each spelling
     "float32": "float32",
@@ -25,14 +25,6 @@ class UserError(Exception):
 
     The message is one line: what was given, what was expected, and what to do.
     """
-
-
-class Interrupted(BaseException):
-    """A termination signal arrived. Not an `Exception`, so that error handlers do not catch it."""
-
-    def __init__(self, signum: int):
-        super().__init__(signal.Signals(signum).name)
-        self.status = 128 + signum
 
 
 class DefaultsHelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
@@ -108,44 +100,6 @@ def require_writable_file(flag: str, path: Path) -> None:
         raise UserError(f"{flag} {path}: no such folder: {path.parent}; create it first")
 
 
-def termination_signals() -> list[signal.Signals]:
-    """Return SIGINT, SIGTERM and, unless it is ignored as under nohup, SIGHUP."""
-    ignored = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
-    return [signal.SIGINT, signal.SIGTERM, *([] if ignored else [signal.SIGHUP])]
-
-
-@contextlib.contextmanager
-def raise_on_signals() -> Iterator[None]:
-    """Raise `Interrupted` when a termination signal arrives while the block runs."""
-
-    def stop(signum, frame):
-        raise Interrupted(signum)
-
-    previous = {s: signal.signal(s, stop) for s in termination_signals()}
-    try:
-        yield
-    finally:
-        for signum, handler in previous.items():
-            signal.signal(signum, handler)
-
-
-@contextlib.contextmanager
-def defer_signals() -> Iterator[None]:
-    """Defer termination signals until the block ends."""
-    arrived = []
-    previous = {
-        s: signal.signal(s, lambda signum, frame: arrived.append(signum))
-        for s in termination_signals()
-    }
-    try:
-        yield
-    finally:
-        for signum, handler in previous.items():
-            signal.signal(signum, handler)
-    if arrived:
-        signal.raise_signal(arrived[0])
-
-
 def exit_status(run: Callable[[], None]) -> int:
     """Call `run` and return the exit status of the process.
 
@@ -154,7 +108,7 @@ def exit_status(run: Callable[[], None]) -> int:
     SIGTERM or SIGHUP.
     """
     try:
-        with raise_on_signals(), warnings.catch_warnings():
+        with raise_signals(), warnings.catch_warnings():
             # PIL warns about odd images that it decodes correctly. Set the filter only once:
             # filters are global to the process, and images are read in threads.
             warnings.filterwarnings("ignore", module=r"PIL\.")

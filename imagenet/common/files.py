@@ -6,7 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
-from .command_line import UserError, defer_signals, one_line
+from .command_line import UserError, one_line
+from .signals import defer_signals
 
 
 def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:

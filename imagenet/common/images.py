@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from .command_line import UserError, one_line
 from .distributed import rank
+from .signals import check_signals
 
 
 class ImageListing(NamedTuple):
@@ -111,6 +112,10 @@ def read_squares(paths: Sequence[Path], side: int, workers: int, description: st
     with ThreadPoolExecutor(workers) as pool:
         done = pool.map(read, range(len(paths)))
         disable = None if rank() == 0 else True  # None: show the bar in terminals only
-        for _ in tqdm(done, description, len(paths), leave=False, disable=disable):
-            pass
+        try:
+            for _ in tqdm(done, description, len(paths), leave=False, disable=disable):
+                check_signals()
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
     return images

@@ -14,11 +14,14 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from .command_line import UserError, one_line, plural
+from .leaving import wait_for_peers
 
 
 @contextlib.contextmanager
 def distributed_context(device: str) -> Iterator[torch.device]:
     """Select the device and, under torchrun, initialize the process group for the block.
+
+    The group is not destroyed after the block: call the script with `run_script`.
 
     Args:
         device: `auto` (a GPU if available, otherwise the CPU), `cpu`, `cuda`, `cuda:1`, …
@@ -34,6 +37,7 @@ def distributed_context(device: str) -> Iterator[torch.device]:
     chosen = select_device(device)
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
+    store = None
     if "WORLD_SIZE" in os.environ and "RANK" in os.environ:
         store, own_rank, count = next(dist.rendezvous("env://"))
         if "TORCHELASTIC_RUN_ID" in os.environ:
@@ -42,6 +46,8 @@ def distributed_context(device: str) -> Iterator[torch.device]:
         dist.init_process_group(backend, store=store, rank=own_rank, world_size=count)
     try:
         yield chosen
+        if store is not None:
+            wait_for_peers(store, count)
     except RuntimeError as error:
         if not dist.is_initialized() or not is_peer_failure(error):
             raise
@@ -49,9 +55,6 @@ def distributed_context(device: str) -> Iterator[torch.device]:
             "lost the connection to another process of this run; look for its own error message "
             f"({one_line(error, 150)})"
         ) from error
-    finally:
-        if dist.is_initialized():
-            dist.destroy_process_group()
 
 
 def fresh_store_prefix(store: dist.Store, own_rank: int, count: int) -> dist.Store:
