@@ -10,7 +10,6 @@ from torch.utils.data import DataLoader
 
 from common.command_line import UserError
 from common.metrics import MetricSums
-from common.signals import Interrupted
 from common.stopping import PreemptionGuard
 
 NEVER = -(2**62)  # stands for a step that does not exist
@@ -62,14 +61,18 @@ class CheckpointHook:
             self.check_losses()
         if signum or due:
             self.save()
-        if signum:
-            raise Interrupted(signum)
 
     def save(self) -> None:
-        """Save the run. Raise `UserError` instead if a loss or a weight is not finite."""
+        """Save the run; stop it if a signal has arrived.
+
+        Raises:
+            UserError: a loss or a weight is not finite.
+            Interrupted: a signal arrived; the run is saved.
+        """
         self.check_losses()
         self._guard.on_main_process(partial(self._save, self._trainer.sums.totals()))
         self._saved_at = time.monotonic()
+        self._guard.check()
 
     def check_losses(self) -> None:
         """Raise `UserError` if a loss of any process was not finite."""

@@ -13,6 +13,7 @@ SCRIPT = """
 import sys
 import torch
 from common.distributed import distributed_context, rank
+from common.leaving import run_script
 from data import load_dataset
 from engine import Trainer, scale_for_ddp
 from loader import AugmentedBatches, Batches
@@ -20,7 +21,6 @@ from schedule import StepSchedule
 from synergy import SynergyLoss
 from wide_resnet import WideResNet
 
-# A function, so that the process group is freed before the interpreter exits, which may abort it.
 def compute(device):
     data = load_dataset("digits", None, 8, 1)
     small = data.train._replace(images=data.train.images[:11], labels=data.train.labels[:11])
@@ -39,11 +39,15 @@ def compute(device):
     return {"gradients": gradients, "errors": test.errors, "losses": test.losses,
             "images": test.images}
 
-torch.set_num_threads(1)
-with distributed_context("cpu") as device:
-    results = compute(device)
-    if rank() == 0:
-        torch.save(results, sys.argv[1])
+def main():
+    torch.set_num_threads(1)
+    with distributed_context("cpu") as device:
+        results = compute(device)
+        if rank() == 0:
+            torch.save(results, sys.argv[1])
+    return 0
+
+run_script(main)
 """
 
 
@@ -57,7 +61,9 @@ def by_processes(wrn, tmp_path_factory):
     for count in (1, 2, 3):
         out = folder / f"{count}.pt"
         start = [*TORCHRUN, f"--nproc_per_node={count}"] if count > 1 else [sys.executable]
-        subprocess.run([*start, folder / "script.py", out], env=environment, check=True)
+        subprocess.run(
+            [*start, folder / "script.py", out], env=environment, check=True, timeout=300
+        )
         results[count] = torch.load(out)
     return results
 

@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -11,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from processes import child_processes, free_ports, kill_descendants
 from training import assert_same_run, command_line, log_records, write_data
 
 TESTS = Path(__file__).parent
@@ -25,8 +25,9 @@ from training import TinyNetwork
 # train.py on TinyNetwork, for torchrun. Arguments: those of train.py.
 TRAIN_SCRIPT = """
 import train
+from common.leaving import run_script
 train.build = TinyNetwork
-sys.exit(train.main(sys.argv[1:]))
+run_script(lambda: train.main(sys.argv[1:]))
 """
 
 # Gradients of a batch of 5 and of a batch of 2 images in one, two and three processes; two use
@@ -70,15 +71,6 @@ sys.exit(any([os.waitpid(pid, 0)[1] for pid in pids]))
 """
 
 
-def free_ports(count: int) -> list[str]:
-    """Return free ports of this machine."""
-    listeners = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [str(listener.getsockname()[1]) for listener in listeners]
-    for listener in listeners:
-        listener.close()
-    return ports
-
-
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     return write_data(tmp_path_factory.mktemp("images"))
@@ -111,6 +103,7 @@ class RunServer:
         return output
 
     def close(self) -> None:
+        kill_descendants(self._server.pid)
         self._server.stdin.close()
         self._server.wait()
 
@@ -130,12 +123,6 @@ def wait_for_epochs(save: Path, count: int) -> None:
             return
         time.sleep(0.025)
     pytest.fail(f"timeout waiting for epoch {count} in {log}")
-
-
-def child_processes(process: int) -> list[int]:
-    """Return the IDs of the child processes of a process."""
-    path = Path(f"/proc/{process}/task/{process}/children")
-    return [int(word) for word in path.read_text().split()]
 
 
 def test_a_killed_and_signalled_run_ends_as_an_uninterrupted_one(runs, data, tmp_path):
@@ -187,7 +174,9 @@ def test_torchrun_restarts_a_killed_run_without_changing_the_result(runs, data, 
         os.kill(child_processes(torchrun.pid)[1], signal.SIGKILL)
         assert torchrun.wait(120) == 0, (tmp_path / "output").read_text()
     finally:
-        torchrun.terminate()
+        kill_descendants(torchrun.pid)
+        torchrun.kill()
+        torchrun.wait()
     output = (tmp_path / "output").read_text()
     assert "resumed from" in output and "2 processes on cpu, dtype float32" in output
     (port,) = free_ports(1)

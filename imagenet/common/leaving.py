@@ -37,14 +37,23 @@ def run_script(main: Callable[[], int]) -> NoReturn:
     os._exit(status)
 
 
-def wait_for_peers(store: dist.Store, count: int) -> None:
+def wait_for_peers(store: dist.Store, own_rank: int, count: int) -> None:
     """Wait until all `count` processes have called this, so that none leaves another in its work.
 
     A process that has failed never calls it. The wait therefore ends after `WAIT_S` seconds.
     """
     end = time.monotonic() + WAIT_S
-    with contextlib.suppress(RuntimeError):  # the process that holds the store may leave first
-        if store.add("finished", 1) == count:
-            store.set("all finished", "")
-        while not store.check(["all finished"]) and time.monotonic() < end:
-            time.sleep(0.02)
+    with contextlib.suppress(RuntimeError):  # the store is gone
+        store.add("finished", 1)
+        wait_for_count(store, "finished", count, end)
+        # Process 0 leaves last, because without torchrun it holds the store.
+        if own_rank == 0:
+            wait_for_count(store, "left", count - 1, end)
+        else:
+            store.add("left", 1)
+
+
+def wait_for_count(store: dist.Store, key: str, count: int, end: float) -> None:
+    """Wait until the value of `key` is `count`, or until the time `end`."""
+    while store.add(key, 0) < count and time.monotonic() < end:
+        time.sleep(0.02)

@@ -47,7 +47,7 @@ def distributed_context(device: str) -> Iterator[torch.device]:
     try:
         yield chosen
         if store is not None:
-            wait_for_peers(store, count)
+            wait_for_peers(store, own_rank, count)
     except RuntimeError as error:
         if not dist.is_initialized() or not is_peer_failure(error):
             raise
