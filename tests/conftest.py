@@ -4,8 +4,11 @@ Both script folders have modules of the same names, which import each other by t
 folder is therefore imported with only itself on the path, and its modules are kept separate.
 """
 
+import ctypes
 import hashlib
 import importlib
+import os
+import signal
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -13,6 +16,7 @@ from types import ModuleType
 import pytest
 import torch
 from cifar_runs import SMALL_CIFAR_RUN
+from processes import kill_descendants
 from synthetic import write_cifar100
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -83,6 +87,27 @@ def cifar_benchmark() -> ScriptFolder:
 @pytest.fixture(scope="session")
 def imagenet_benchmark() -> ScriptFolder:
     return ScriptFolder("imagenet", "benchmarks")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def no_process_left():
+    """Fail if a test has left a process behind, on Linux; kill it."""
+    become_reaper = 36  # PR_SET_CHILD_SUBREAPER: orphans become children of this process
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(become_reaper, 1, 0, 0, 0)
+    yield
+    left = [
+        command for command in kill_descendants(os.getpid()) if "resource_tracker" not in command
+    ]
+    assert not left, f"tests have left processes: {left}"
+
+
+@pytest.fixture
+def hangup_is_not_ignored():
+    """Restore the default action of SIGHUP, which is ignored under nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -60,6 +60,7 @@ def test_exit_status_and_message_by_exception(wrn, capsys):
 
 
 @pytest.mark.parametrize(("name", "status"), [("SIGINT", 130), ("SIGTERM", 143), ("SIGHUP", 129)])
+@pytest.mark.usefixtures("hangup_is_not_ignored")
 def test_signals_set_the_exit_status(wrn, capsys, name, status):
     signum = getattr(signal, name)
     before = signal.getsignal(signum)

@@ -96,6 +96,7 @@ def test_a_killed_run_resumes_to_the_same_result(
     ("signum", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)]
 )
 @pytest.mark.parametrize("where", ["a step", "validation"])
+@pytest.mark.usefixtures("hangup_is_not_ignored")
 def test_a_signalled_run_saves_and_resumes_to_the_same_result(
     train, imagenet, data, reference, tmp_path, monkeypatch, capsys, where, signum, status
 ):
