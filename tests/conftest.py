@@ -96,9 +96,8 @@ def no_process_left():
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(become_reaper, 1, 0, 0, 0)
     yield
-    left = [
-        command for command in kill_descendants(os.getpid()) if "resource_tracker" not in command
-    ]
+    killed = kill_descendants(os.getpid())
+    left = [command for command in killed if "resource_tracker" not in command]
     assert not left, f"tests have left processes: {left}"
 
 
