@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -112,4 +113,8 @@ def test_a_finished_process_waits_for_the_others(imagenet_pairs, folder):
 @pytest.mark.parametrize("own_rank", [0, 1])
 def test_a_finished_process_does_not_wait_for_ever(wrn, monkeypatch, own_rank):
     monkeypatch.setattr(wrn.leaving, "WAIT_S", 0.1)
-    wrn.leaving.wait_for_peers(torch.distributed.HashStore(), own_rank, 2)
+    arguments = torch.distributed.HashStore(), own_rank, 2
+    waiting = threading.Thread(target=wrn.leaving.wait_for_peers, args=arguments, daemon=True)
+    waiting.start()
+    waiting.join(60)
+    assert not waiting.is_alive()
