@@ -15,6 +15,7 @@ from torch.utils.data import Dataset
 from common.command_line import UserError
 from common.distributed import print_once
 from common.images import list_images, read_rgb
+from common.seeds import derived_seed
 from presets import evaluation_transform, training_transform
 from validation_set import class_indices, list_validation_images, skipped_files
 
@@ -73,11 +74,6 @@ class AugmentedDataset(Dataset):
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(derived_seed(self._seed, *key))
             return self._files[key[1]]
-
-
-def derived_seed(seed: int, *key: int) -> int:
-    """Derive a seed from a seed and a key. Different keys give different seeds."""
-    return int(np.random.SeedSequence(seed, spawn_key=key).generate_state(1, np.uint64)[0])
 
 
 class ImageSets(NamedTuple):

@@ -26,6 +26,7 @@ from common.distributed import barrier, describe_devices, distributed_context, p
 from common.mixing import make_mixing
 from common.progress import Progress
 from common.run_folder import CHECKPOINT, lock_run_folder, new_run_folder, refuse_run_file
+from common.seeds import derived_seed
 from data import Dataset, load_dataset
 from engine import EpochResult, Trainer, make_trainer
 from epoch_log import LOG, EpochLog, print_costs
@@ -112,7 +113,14 @@ def train_epochs(
     device, size = trainer.device, config.batch_size
     mixing = make_mixing(config.mixup, config.cutmix, len(data.info.classes), config.seed)
     batches = AugmentedBatches(
-        data.train, data.info, size, device, seed=config.seed, flip=data.flip, mixing=mixing
+        data.train,
+        data.info,
+        size,
+        device,
+        seed=config.seed,
+        flip=data.flip,
+        random_scheme=config.random_scheme,
+        mixing=mixing,
     )
     test_batches = Batches(data.test, data.info, size, device)
     if first_epoch >= config.epochs:
@@ -144,7 +152,8 @@ def run_epoch(
     epochs_after = config.epochs - epoch - 1
     steps, name = len(batches), f"epoch {epoch + 1}/{config.epochs}"
     with Progress(name, steps, steps * epochs_after) as progress:
-        results = {"train": trainer.train_epoch(batches, epoch, progress, config.seed)}
+        seed = derived_seed(config.seed, epoch, rank(), scheme=config.random_scheme)
+        results = {"train": trainer.train_epoch(batches, epoch, progress, seed)}
     if (epoch + 1) % config.test_every == 0 or not epochs_after:
         results["test"] = trainer.evaluate(test_batches)
     return results

@@ -46,6 +46,7 @@ class Config:
     predict: tuple[Path, ...]
     json: Path | None
     given: frozenset[str]  # names of the options that are on the command line
+    random_scheme: int = 2  # of `common.seeds`; no flag, because a resumed run keeps its own
 
     @property
     def network(self) -> str:
@@ -71,6 +72,7 @@ NOT_LOGGED = ("predict", "json", "given")
 # Options that do not affect the numbers of an epoch.
 RESUME_MAY_CHANGE = (
     "dataroot", "nthread", "epochs", "device", "test_every", "resume", "save", "evaluate", "export",
+    "random_scheme",
 )  # fmt: skip
 RESUME_MUST_MATCH = tuple(
     field.name for field in fields(Config) if field.name not in RESUME_MAY_CHANGE + NOT_LOGGED

@@ -7,7 +7,7 @@ Keys of `checkpoint.pt`:
     model: state dict.
     optimizer, scaler: state dicts; that of the gradient scaler is empty unless in float16.
     epoch: number of finished epochs.
-    options: the options of the command line.
+    options: the options of the command line, and `random_scheme`, which is 1 if it is absent.
     processes: number of processes of the run.
 
 An exported backbone has the keys `format` to `model`, and `dataset`. Random states are not stored:
@@ -189,6 +189,13 @@ def options_to_resume(loaded: LoadedCheckpoint, config: Config) -> Config:
             "a run, or --evaluate"
         )
     checkpoint.require_keys(loaded.content, RUN_KEYS, loaded.source)
+    scheme = loaded.options.get("random_scheme", 1)
+    if scheme not in (1, 2):
+        raise UserError(
+            f"{loaded.source}: expected random scheme 1 or 2, found {scheme!r}; use a newer "
+            "version of this code"
+        )
+    config = replace(config, random_scheme=scheme)
     steps = loaded.options.get("epoch_step")
     is_valid = isinstance(steps, list) and all(type(epoch) is int for epoch in steps)
     if is_valid and "epoch_step" not in config.given:

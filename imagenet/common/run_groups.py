@@ -13,7 +13,7 @@ METHODS = ("baseline", "ds", "dks")  # in the order of the table
 NO_EFFECT = {
     *("data", "dataroot", "val_labels", "nthread", "workers", "prefetch", "device", "compile"),
     *("ngpu", "gpu_id", "save", "resume", "checkpoint_minutes", "log_interval", "test_every"),
-    *("evaluate", "predict", "json", "export", "epochs", "seed"),
+    *("evaluate", "predict", "json", "export", "epochs", "seed", "random_scheme"),
 }
 # Options without effect on a method.
 UNUSED = {
