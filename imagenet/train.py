@@ -68,8 +68,7 @@ def run(config: Config) -> None:
 
 def train(config: Config, sets: ImageSets, device: torch.device) -> None:
     """Train to the last epoch, from the start or from a checkpoint."""
-    checkpoint = train_state.checkpoint_to_resume(config)
-    content = train_state.read(checkpoint) if checkpoint else None
+    checkpoint, content = train_state.find(config)
     config = config.with_milestones(content and content["options"].get("milestones"))
     mixes = bool(config.mixup or config.cutmix)
     sampler = ResumableBatchSampler(len(sets.train), config.batch_size, config.seed, mixes)
@@ -78,7 +77,6 @@ def train(config: Config, sets: ImageSets, device: torch.device) -> None:
     print_start(config, sets, schedule, device)
     if content:
         train_state.resume(content, checkpoint, trainer, config, sets, sampler.steps)
-    train_state.check_all_ranks_resumed(trainer)
     if trainer.epoch >= config.epochs:
         print_once(f"the run of {plural(config.epochs, 'epoch')} is already finished")
     train_epochs(config, trainer, sets, sampler, schedule)

@@ -67,13 +67,7 @@ class Trainer:
     def train_epoch(
         self, batches: Batches, epoch: int, progress: Progress, seed: int
     ) -> EpochResult:
-        """Train on every batch of `epoch` (0-based).
-
-        Args:
-            batches: of the training images.
-            epoch: number of finished epochs.
-            progress: shows loss and error.
-            seed: of the dropout of this epoch and process.
+        """Train on every batch of `epoch` (0-based). `seed` is of dropout, in this epoch.
 
         Raises:
             UserError: a loss was not finite.
