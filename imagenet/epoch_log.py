@@ -51,18 +51,29 @@ class EpochLog:
         for tag, value in tensorboard_scalars(record).items():
             self._writer.add_scalar(tag, value, step)
         self._writer.flush()
-        train, validation, times = record["train"], record["validation"], record["times"]
+        train, times = record["train"], record["times"]
         print(
             f"epoch {epoch}/{config.epochs}: lr {record['lr']:.4g}, train loss "
             f"{train['losses']['total']:.4f}, top-1 error {train['top1_errors'][0]:.2f} %, "
-            f"validation top-1 error {validation['top1_errors'][0]:.2f} %, top-5 error "
-            f"{validation['top5_errors'][0]:.2f} %, {times['images_per_s']:.0f} images/s, "
+            f"{describe_validation(record)}, {times['images_per_s']:.0f} images/s, "
             f"{times['waiting_percent']:.0f} % waiting",
             flush=True,
         )
 
     def close(self) -> None:
         self._writer.close()
+
+
+def describe_validation(record: dict) -> str:
+    """Return the backbone's errors as text, with the last and with the averaged weights."""
+    names = {"validation": "validation"}
+    if "ema" in record:
+        names = {"validation": "validation with last weights:", "ema": "with averaged weights:"}
+    return ", ".join(
+        f"{name} top-1 error {record[key]['top1_errors'][0]:.2f} %, top-5 error "
+        f"{record[key]['top5_errors'][0]:.2f} %"
+        for key, name in names.items()
+    )
 
 
 def train_record(totals: dict[str, Tensor], images: int) -> dict:

@@ -128,6 +128,11 @@ def resume(
     in_epoch = trainer.step - trainer.epoch * steps
     within = f" and {in_epoch} of {plural(steps, 'step')} of epoch {trainer.epoch + 1}"
     done = plural(trainer.epoch, "epoch") + within * (in_epoch > 0)
+    if trainer.step > config.epochs * steps:
+        raise UserError(
+            f"--epochs {config.epochs}: the run in {path} has {done} done; use --epochs "
+            f"{-(-trainer.step // steps)} or more"
+        )
     print_once(f"resumed from {path}: {done} done")
     if content["processes"] != world_size():
         print_once(

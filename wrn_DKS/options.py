@@ -167,6 +167,15 @@ def agree(name: str, given: object, recorded: object) -> bool:
     return given == recorded
 
 
+def check_epochs(finished: int, config: Config, source: Path) -> None:
+    """Raise `UserError` if a run has more finished epochs than --epochs."""
+    if finished > config.epochs:
+        raise UserError(
+            f"--epochs {config.epochs}: the run in {source} has {finished} finished epochs; use "
+            f"--epochs {finished} or more"
+        )
+
+
 def check_given_options(options: dict, config: Config, source: Path) -> None:
     """Raise `UserError` if an option that was given differs from the stored one of a run."""
     options = NO_REGULARIZATION | options

@@ -12,7 +12,7 @@ from data import DatasetInfo
 from engine import Trainer
 from epoch_log import LOG, PREFIX
 from legacy import load_legacy_run
-from options import Config, check_options_unchanged
+from options import Config, check_epochs, check_options_unchanged
 from run_state import RUN_KEYS, LoadedCheckpoint, load_checkpoint
 
 
@@ -35,8 +35,9 @@ def options_to_resume(loaded: LoadedCheckpoint, config: Config) -> Config:
     """Return the options for resuming: milestones that are not given are those of the run.
 
     Raises:
-        UserError: it is not the checkpoint of a run, or of one with other options.
+        UserError: it is not the checkpoint of a run, or of one with other options or more epochs.
     """
+    check_epochs(loaded.content.get("epoch", 0), config, loaded.source)
     if loaded.info is None:
         return config
     if "optimizer" not in loaded.content:
@@ -54,7 +55,8 @@ def options_to_resume(loaded: LoadedCheckpoint, config: Config) -> Config:
     config = replace(config, random_scheme=scheme)
     steps = loaded.options.get("epoch_step")
     is_valid = isinstance(steps, list) and all(type(epoch) is int for epoch in steps)
-    if is_valid and "epoch_step" not in config.given:
+    # An older checkpoint may hold a milestone twice, at which its learning rate falls twice.
+    if is_valid and ("epoch_step" not in config.given or set(steps) == set(config.epoch_step)):
         config = replace(config, epoch_step=tuple(steps))
     check_options_unchanged(loaded.options, config, loaded.source)
     return config
