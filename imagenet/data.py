@@ -14,6 +14,7 @@ from torch.utils.data import Dataset
 
 from common.command_line import UserError
 from common.distributed import print_once
+from common.fingerprint import fingerprint_files
 from common.images import list_images, read_rgb
 from common.seeds import derived_seed
 from presets import evaluation_transform, training_transform
@@ -82,6 +83,14 @@ class ImageSets(NamedTuple):
     class_names: list[str]  # in the order of the labels
     train: ImageFiles  # uint8 images, randomly augmented
     validation: ImageFiles  # float32 images, normalized
+
+    def fingerprint(self) -> str:
+        """Return a hash of the files' names and sizes, without reading images."""
+        train, validation = (
+            ((self.class_names[label], path) for label, path in zip(f.labels, f.paths, strict=True))
+            for f in (self.train, self.validation)
+        )
+        return fingerprint_files(train, validation)
 
 
 def find_image_sets(

@@ -3,6 +3,7 @@
 Record of an epoch:
     epoch, step: numbers of finished epochs and steps.
     arch, method, seed, options: of the run; `options` are those of the command line.
+    data_fingerprint: a hash of the names and sizes of the image files; older logs do not have it.
     lr: learning rate of the last step.
     train: mean losses by part (`total` is minimized) and top-1 errors of the classifiers, over the
         augmented images of the epoch, while the weights changed.
@@ -33,19 +34,21 @@ class EpochLog:
     Args:
         folder: of the run.
         epoch, step: numbers of finished epochs and steps.
+        data_fingerprint: of the images, included in each record.
     """
 
-    def __init__(self, folder: Path, epoch: int, step: int):
+    def __init__(self, folder: Path, epoch: int, step: int, data_fingerprint: str):
         # Imported here because it takes seconds and only process 0 needs it.
         from torch.utils.tensorboard import SummaryWriter
 
         self._log = Log(folder / LOG)
         self._log.truncate_after(epoch)
         self._writer = SummaryWriter(folder, purge_step=step + 1)
+        self._run = {"data_fingerprint": data_fingerprint}
 
     def write(self, config: Config, epoch: int, step: int, metrics: dict) -> None:
         """Write the record of an epoch: the metrics and the run they belong to."""
-        run = {name: getattr(config, name) for name in ("arch", "method", "seed")}
+        run = {name: getattr(config, name) for name in ("arch", "method", "seed")} | self._run
         record = {"epoch": epoch, "step": step, **run, **metrics, "options": config.to_dict()}
         self._log.append(record)
         for tag, value in tensorboard_scalars(record).items():

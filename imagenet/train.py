@@ -166,7 +166,11 @@ def train_epochs(
         Interrupted: a signal arrived; the run is saved.
     """
     save = partial(train_state.save, config.save / CHECKPOINT, trainer, config, sets)
-    log = EpochLog(config.save, trainer.epoch, trainer.step) if rank() == 0 else None
+    log = (
+        EpochLog(config.save, trainer.epoch, trainer.step, sets.fingerprint())
+        if rank() == 0
+        else None
+    )
     with WorkerSignalGuard() as workers, PreemptionGuard() as preemption:
         loaders = make_loaders(config, sets, sampler, trainer.device, workers)
         hook = CheckpointHook(preemption, trainer, save, config.checkpoint_minutes)

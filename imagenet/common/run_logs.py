@@ -90,7 +90,8 @@ def txt_options(record: dict) -> dict:
 
 
 def jsonl_options(record: dict) -> dict:
-    own = {name: record[name] for name in ("arch", "method", "seed") if name in record}
+    names = ("arch", "method", "seed", "data_fingerprint")
+    own = {name: record[name] for name in names if name in record}
     return own | record.get("options", {})
 
 
