@@ -14,7 +14,9 @@ from torch.utils.data import Dataset
 
 from common.command_line import UserError
 from common.distributed import print_once
+from common.fingerprint import fingerprint_files
 from common.images import list_images, read_rgb
+from common.seeds import derived_seed
 from presets import evaluation_transform, training_transform
 from validation_set import class_indices, list_validation_images, skipped_files
 
@@ -75,17 +77,20 @@ class AugmentedDataset(Dataset):
             return self._files[key[1]]
 
 
-def derived_seed(seed: int, *key: int) -> int:
-    """Derive a seed from a seed and a key. Different keys give different seeds."""
-    return int(np.random.SeedSequence(seed, spawn_key=key).generate_state(1, np.uint64)[0])
-
-
 class ImageSets(NamedTuple):
     """The training and the validation images, of the same classes."""
 
     class_names: list[str]  # in the order of the labels
     train: ImageFiles  # uint8 images, randomly augmented
     validation: ImageFiles  # float32 images, normalized
+
+    def fingerprint(self) -> str:
+        """Return a hash of the files' names and sizes, without reading images."""
+        train, validation = (
+            ((self.class_names[label], path) for label, path in zip(f.labels, f.paths, strict=True))
+            for f in (self.train, self.validation)
+        )
+        return fingerprint_files(train, validation)
 
 
 def find_image_sets(

@@ -3,6 +3,7 @@
 Record of an epoch:
     epoch, step: numbers of finished epochs and steps.
     arch, method, seed, options: of the run; `options` are those of the command line.
+    data_fingerprint: a hash of the names and sizes of the image files; older logs do not have it.
     lr: learning rate of the last step.
     train: mean losses by part (`total` is minimized) and top-1 errors of the classifiers, over the
         augmented images of the epoch, while the weights changed.
@@ -33,36 +34,49 @@ class EpochLog:
     Args:
         folder: of the run.
         epoch, step: numbers of finished epochs and steps.
+        data_fingerprint: of the images, included in each record.
     """
 
-    def __init__(self, folder: Path, epoch: int, step: int):
+    def __init__(self, folder: Path, epoch: int, step: int, data_fingerprint: str):
         # Imported here because it takes seconds and only process 0 needs it.
         from torch.utils.tensorboard import SummaryWriter
 
         self._log = Log(folder / LOG)
         self._log.truncate_after(epoch)
         self._writer = SummaryWriter(folder, purge_step=step + 1)
+        self._run = {"data_fingerprint": data_fingerprint}
 
     def write(self, config: Config, epoch: int, step: int, metrics: dict) -> None:
         """Write the record of an epoch: the metrics and the run they belong to."""
-        run = {name: getattr(config, name) for name in ("arch", "method", "seed")}
+        run = {name: getattr(config, name) for name in ("arch", "method", "seed")} | self._run
         record = {"epoch": epoch, "step": step, **run, **metrics, "options": config.to_dict()}
         self._log.append(record)
         for tag, value in tensorboard_scalars(record).items():
             self._writer.add_scalar(tag, value, step)
         self._writer.flush()
-        train, validation, times = record["train"], record["validation"], record["times"]
+        train, times = record["train"], record["times"]
         print(
             f"epoch {epoch}/{config.epochs}: lr {record['lr']:.4g}, train loss "
             f"{train['losses']['total']:.4f}, top-1 error {train['top1_errors'][0]:.2f} %, "
-            f"validation top-1 error {validation['top1_errors'][0]:.2f} %, top-5 error "
-            f"{validation['top5_errors'][0]:.2f} %, {times['images_per_s']:.0f} images/s, "
+            f"{describe_validation(record)}, {times['images_per_s']:.0f} images/s, "
             f"{times['waiting_percent']:.0f} % waiting",
             flush=True,
         )
 
     def close(self) -> None:
         self._writer.close()
+
+
+def describe_validation(record: dict) -> str:
+    """Return the backbone's errors as text, with the last and with the averaged weights."""
+    names = {"validation": "validation"}
+    if "ema" in record:
+        names = {"validation": "validation with last weights:", "ema": "with averaged weights:"}
+    return ", ".join(
+        f"{name} top-1 error {record[key]['top1_errors'][0]:.2f} %, top-5 error "
+        f"{record[key]['top5_errors'][0]:.2f} %"
+        for key, name in names.items()
+    )
 
 
 def train_record(totals: dict[str, Tensor], images: int) -> dict:

@@ -13,7 +13,8 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from common.command_line import UserError, plural
 from common.distributed import shard, world_size
 from common.mixing import Mixing
-from data import AugmentedDataset, ImageFiles, derived_seed
+from common.seeds import derived_seed
+from data import AugmentedDataset, ImageFiles
 from presets import IMAGENET_MEAN, IMAGENET_STD
 
 

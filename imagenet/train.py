@@ -71,8 +71,7 @@ def run(config: Config) -> None:
 
 def train(config: Config, sets: ImageSets, device: torch.device) -> None:
     """Train to the last epoch, from the start or from a checkpoint."""
-    checkpoint = train_state.checkpoint_to_resume(config)
-    content = train_state.read(checkpoint) if checkpoint else None
+    checkpoint, content = train_state.find(config)
     config = config.with_milestones(content and content["options"].get("milestones"))
     mixes = bool(config.mixup or config.cutmix)
     sampler = ResumableBatchSampler(len(sets.train), config.batch_size, config.seed, mixes)
@@ -81,7 +80,6 @@ def train(config: Config, sets: ImageSets, device: torch.device) -> None:
     print_start(config, sets, schedule, device)
     if content:
         train_state.resume(content, checkpoint, trainer, config, sets, sampler.steps)
-    train_state.check_all_ranks_resumed(trainer)
     if trainer.epoch >= config.epochs:
         print_once(f"the run of {plural(config.epochs, 'epoch')} is already finished")
     train_epochs(config, trainer, sets, sampler, schedule)
@@ -171,7 +169,11 @@ def train_epochs(
         Interrupted: a signal arrived; the run is saved.
     """
     save = partial(train_state.save, config.save / CHECKPOINT, trainer, config, sets)
-    log = EpochLog(config.save, trainer.epoch, trainer.step) if rank() == 0 else None
+    log = (
+        EpochLog(config.save, trainer.epoch, trainer.step, sets.fingerprint())
+        if rank() == 0
+        else None
+    )
     with WorkerSignalGuard() as workers, PreemptionGuard() as preemption:
         loaders = make_loaders(config, sets, sampler, trainer.device, workers)
         hook = CheckpointHook(preemption, trainer, save, config.checkpoint_minutes)

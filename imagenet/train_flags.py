@@ -177,8 +177,11 @@ def add_output_flags(group) -> None:
 
 
 def epoch_list(text: str) -> tuple[int, ...]:
-    """Parse `30,60,90` or `[30,60,90]`, an argparse type; an empty string means none."""
+    """Parse `30,60,90` or `[30,60,90]`, an argparse type; an empty string means none.
+
+    An epoch that is given twice counts once.
+    """
     words = [word.strip() for word in text.strip("[] ").split(",") if word.strip()]
     if not all(word.isdecimal() for word in words):
         raise argparse.ArgumentTypeError(f"expected epochs such as 30,60,90, got {text!r}")
-    return tuple(int(word) for word in words)
+    return tuple(dict.fromkeys(map(int, words)))

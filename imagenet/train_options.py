@@ -58,10 +58,13 @@ class Config:
 
     def with_milestones(self, saved: object) -> "Config":
         """Fill in milestones that are not given: those of a checkpoint's options, if there are any,
-        otherwise the paper's, scaled with the number of epochs."""
-        if self.milestones is not None:
-            return self
+        otherwise the paper's, scaled with the number of epochs.
+
+        An older checkpoint may hold a milestone twice, at which its learning rate falls twice.
+        """
         is_list = isinstance(saved, list) and all(isinstance(epoch, int) for epoch in saved)
+        if self.milestones is not None and not (is_list and set(saved) == set(self.milestones)):
+            return self
         milestones = tuple(saved) if is_list else default_milestones(self.epochs)
         return replace(self, milestones=milestones)
 

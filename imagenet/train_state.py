@@ -21,10 +21,11 @@ import torch
 from torch import Tensor
 
 from common import checkpoint
-from common.command_line import UserError, plural, require_file
-from common.distributed import print_once, rank, sum_over_processes, world_size
+from common.command_line import UserError, plural
+from common.distributed import print_once, rank, world_size
 from common.flag_groups import NO_REGULARIZATION
-from common.run_folder import CHECKPOINT, checkpoint_path
+from common.json_log import Log
+from common.resume import load_to_resume
 from data import ImageSets
 from engine import Trainer
 from epoch_log import LOG
@@ -81,25 +82,18 @@ def save(
     checkpoint.save(path, content)
 
 
-def checkpoint_to_resume(config: Config) -> Path | None:
-    """Return the checkpoint to resume from, or None to start from scratch.
+def find(config: Config) -> tuple[Path | None, dict | None]:
+    """Return the checkpoint to resume from and its content; None for both to start from scratch.
+
+    All processes must call it together.
 
     Raises:
-        UserError: there is no such checkpoint, or the run would overwrite another run.
+        UserError: see `load_to_resume`.
     """
-    own = config.save / CHECKPOINT
-    if config.resume == "auto":
-        return own if own.exists() else None
-    given = checkpoint_path(Path(config.resume)) if config.resume else None
-    if given:
-        require_file("--resume", given, "a checkpoint, or the --save folder of a run")
-    has_run = own.exists() or (config.save / LOG).exists()
-    if has_run and (given is None or given.resolve() != own.resolve()):
-        raise UserError(
-            f"--save {config.save}: already contains a run; resume it with --resume auto, or "
-            "choose another folder"
-        )
-    return given
+    found = load_to_resume(
+        Log(config.save / LOG), config.resume, read, lambda content: f"step {content['step']}"
+    )
+    return found or (None, None)
 
 
 def read(path: Path) -> dict:
@@ -134,6 +128,11 @@ def resume(
     in_epoch = trainer.step - trainer.epoch * steps
     within = f" and {in_epoch} of {plural(steps, 'step')} of epoch {trainer.epoch + 1}"
     done = plural(trainer.epoch, "epoch") + within * (in_epoch > 0)
+    if trainer.step > config.epochs * steps:
+        raise UserError(
+            f"--epochs {config.epochs}: the run in {path} has {done} done; use --epochs "
+            f"{-(-trainer.step // steps)} or more"
+        )
     print_once(f"resumed from {path}: {done} done")
     if content["processes"] != world_size():
         print_once(
@@ -208,13 +207,3 @@ def load_progress(trainer: Trainer, content: dict, steps: int, source: Path) -> 
     trainer.epoch, trainer.step = epoch, step
     # The saved sums are over all processes, so only process 0 starts from them.
     trainer.sums.add(**{name: value * (rank() == 0) for name, value in sums.items()})
-
-
-def check_all_ranks_resumed(trainer: Trainer) -> None:
-    """Raise `UserError` if processes are at different steps, as when one lacks the checkpoint."""
-    step = torch.tensor(float(trainer.step), device=trainer.device)
-    if sum_over_processes(step) != world_size() * step:
-        raise UserError(
-            f"this process is at step {trainer.step}, others are not; --save and --resume must "
-            "name the same shared folder and file on every machine"
-        )

@@ -24,6 +24,8 @@ EPOCH_KEYS = (
     "epoch", "train_loss", "train_acc", "test_loss", "test_acc", "test_acc_ep1", "test_acc_ep2",
     "test_error_ensemble", "test_divergences", "train_time", "test_time", "peak_memory_mib",
 )  # fmt: skip
+# What identifies the random numbers and the data; the first logs do not hold it.
+IDENTITY = ("random_scheme", "data_fingerprint")
 # Values of options that the first logs do not hold.
 ABSENT = {"first_class": 0, **NO_REGULARIZATION}
 
@@ -52,6 +54,7 @@ def write_log(run: Run, source: Path, target: Path) -> None:
     last = full[-1]
     options = {key: last[key] for key in ("epochs", *RESUME_MUST_MATCH, *SIZES)}
     options["first_class"] = run.row.first_class
+    options |= {key: last[key] for key in IDENTITY if key in last}
     records = [{"epoch": 0, "torch": torch.__version__, **options}]
     records += [{key: rounded(r[key]) for key in EPOCH_KEYS if key in r} for r in full]
     temporary = target.with_name(target.name + ".tmp")

@@ -98,6 +98,32 @@ def test_resuming_a_finished_run_prints_its_errors(cifar_main, cifar_run, capsys
     assert len(records(cifar_run)) == 4
 
 
+def test_fewer_epochs_than_a_run_has_are_refused(cifar_main, cifar_run, tmp_path, capsys):
+    for words in (
+        ("--save", cifar_run, "--resume", "auto"),
+        ("--resume", cifar_run, "--export", tmp_path / "x.pt"),
+    ):
+        assert cifar_main(*words, "--epochs", 3) == 2
+        out, error = capsys.readouterr()
+        assert error == (
+            f"error: --epochs 3: the run in {cifar_run}/checkpoint.pt has 4 finished epochs; use "
+            "--epochs 4 or more\n"
+        )
+        assert "test error" not in out
+    assert not (tmp_path / "x.pt").exists()
+
+
+def test_an_older_run_with_a_milestone_given_twice_keeps_it(cifar_main, tmp_path, capsys):
+    words = ("--save", tmp_path / "x", "--epoch_step")
+    assert cifar_main(*words, "[2]", "--epochs", 1) == 0
+    path = tmp_path / "x" / "checkpoint.pt"
+    content = torch.load(path, weights_only=True)
+    content["options"]["epoch_step"] = [2, 2]
+    torch.save(content, path)
+    assert cifar_main(*words, "[2,2]", "--epochs", 2, "--resume", "auto") == 0
+    assert "decayed to 0.004 at epoch 2\n" in capsys.readouterr().out
+
+
 def test_a_resumed_run_keeps_its_milestones(cifar_main, tmp_path, capsys):
     folder = tmp_path / "x"
     assert cifar_main("--epochs", 2, "--save", folder) == 0

@@ -95,6 +95,7 @@ def test_names_of_both_folders_work_in_both_scripts(imagenet, words, same):
     ("words", "same"),
     [
         ("--epoch_step [31,61,91]", "--lr-milestones 30,60,90"),
+        ("--epoch_step [31,31,61,91]", "--lr-milestones 30,60,60,90"),
         ("--epoch_step 1", "--milestones [0]"),
         ("--epoch_step []", "--milestones="),
         ("--lr_decay_ratio 0.2", "--lr-factor 0.2"),

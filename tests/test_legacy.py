@@ -49,12 +49,39 @@ def test_released_checkpoints_are_evaluated_exported_and_resumed(wrn, legacy, tm
     assert wrn.main.main(evaluate) == 0
     assert "shallow branch" in capsys.readouterr().out
     assert wrn.main.main([*words, "--evaluate", "--resume", str(exported)]) == 0
-    train = [*words, "--epochs", "4", "--save", str(folder), "--resume", str(legacy)]
+    train = [*words, "--epochs", "4", "--epoch_step", "[4]", "--save", str(folder)]
+    train += ["--resume", str(legacy)]
     assert wrn.main.main(train) == 0
     assert [record["epoch"] for record in records(folder)] == [4]
     wrong_depth = [*words, "--depth", "22", "--evaluate", "--resume", str(legacy)]
     assert wrn.main.main(wrong_depth) == 2
     assert "contradicts --depth 22 (it has 16)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("saved", "flags", "message"),
+    [
+        ({}, "--epoch_step [4]", ""),
+        ({}, "--epoch_step [3]", "with learning rate 0.1 and weight decay 0.0005; --lr, "
+         "--lr_decay_ratio and --epoch_step give 0.02, --weight_decay is 0.0005"),
+        ({"lr": 0.02}, "--epoch_step [3]", ""),
+        ({"lr": 0.1 * 0.2 * 0.2}, "--epoch_step [2,3]", ""),
+        ({"lr": 0.02}, "--epoch_step [4]", "saved after 3 epochs with learning rate 0.02"),
+        ({"weight_decay": 0.0}, "--epoch_step [4]", "and weight decay 0; "),
+        ({"weight_decay": 0.0}, "--epoch_step [4] --weight_decay 0", ""),
+        ({"lr": None}, "--epoch_step [4]", "not the optimizer state of the released code"),
+    ],
+)  # fmt: skip
+def test_the_recipe_of_a_released_checkpoint_is_compared(wrn, legacy, saved, flags, message):
+    content = wrn.checkpoint.load(legacy)
+    content["optimizer"]["param_groups"][0] |= saved
+    words = ["--depth", "16", "--width", "1", *flags.split()]
+    trainer = wrn.engine.make_trainer(wrn.options.parse(words), 100, torch.device("cpu"), True)
+    weights = wrn.legacy.legacy_weights(content, legacy)
+    if not message:
+        return wrn.legacy.load_legacy_run(content, weights, legacy, trainer)
+    with pytest.raises(wrn.command_line.UserError, match=re.escape(message)):
+        wrn.legacy.load_legacy_run(content, weights, legacy, trainer)
 
 
 def test_released_checkpoints_predict_with_the_names_of_a_dataset(wrn, legacy, tmp_path, capsys):

@@ -114,13 +114,20 @@ def test_milestones_scale_with_the_epochs(wrn, epochs, milestones):
     """Those that would not lie inside the run, and duplicates, are left out."""
     assert wrn.options.parse(["--epochs", str(epochs)]).epoch_step == milestones
     given = wrn.options.parse(["--epochs", str(epochs), "--epoch_step", "[7,3,7]"])
-    assert given.epoch_step == (7, 3, 7)
+    assert given.epoch_step == (7, 3)
 
 
 def test_milestones_can_be_numbers_of_finished_epochs(wrn):
     for flag in ("--lr-milestones", "--milestones", "--lr_milestones"):
         assert wrn.options.parse([flag, "59,119,159"]).epoch_step == (60, 120, 160)
     assert wrn.options.parse(["--milestones", ""]).epoch_step == ()
+
+
+@pytest.mark.parametrize("words", ["--epoch_step [60,60]", "--lr-milestones 59,59"])
+def test_a_milestone_given_twice_counts_once(wrn, words):
+    """As in the released code, which asks whether the epoch is in the list."""
+    milestones = wrn.options.parse(words.split()).epoch_step
+    assert wrn.schedule.StepSchedule(0.1, milestones, 0.2).rate(60) == pytest.approx(0.02)
 
 
 def test_schedule_describes_when_the_rate_falls(wrn):

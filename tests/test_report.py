@@ -40,6 +40,7 @@ def write_jsonl(path, method, seed, last, name="ensemble", **options):
     }
     record = {"epoch": 1, "step": 9, "arch": "resnet18", "method": method, "seed": seed, "lr": 0.1}
     record |= {"train": {"top1_errors": [60.0] * count}, "validation": validation}
+    record |= {key: options.pop(key) for key in ("data_fingerprint",) if key in options}
     record |= {"options": options} if options else {}
     (path / "log.jsonl").write_text(json.dumps(record) + "\n")
 
@@ -127,12 +128,48 @@ def test_labels_say_what_differs_in_the_same_network(wrn, tmp_path, capsys):
 
 def test_repeated_seeds_are_not_averaged(folder, tmp_path, capsys):
     """Also where the log does not hold what differs. No label has an absolute path."""
-    for name in ("lr-0.1", "lr-0.2"):
-        write_jsonl(tmp_path / name / "run", "dks", 0, 50.0)
+    for name, error in (("lr-0.1", 50.0), ("lr-0.2", 51.0)):
+        write_jsonl(tmp_path / name / "run", "dks", 0, error)
     write_jsonl(tmp_path / "baseline", "baseline", 0, 50.0)
     rows, lines = report_of(folder, capsys, tmp_path)
     assert [*rows][2:] == ["baseline", "dks, lr-0.1/run", "dks, lr-0.2/run"]
     assert "dks: several runs with seed 0, so not averaged" in lines
+
+
+def test_a_copy_of_a_run_counts_once(folder, tmp_path, capsys):
+    for seed in (1, 2):
+        write_log(tmp_path / f"s{seed}", "dks", seed, 20.0 + seed)
+    write_log(tmp_path / "copies" / "s1", "dks", 1, 21.0)
+    rows, lines = report_of(folder, capsys, tmp_path)
+    assert rows["dks"][:3] == ["2", "3", "21.50 ± 0.71"]
+    assert f"dks: {tmp_path.name}/s1 is a copy of copies/s1, left out" in lines
+
+
+def test_runs_on_different_data_are_not_averaged(folder, tmp_path, capsys):
+    for seed, data in ((1, "aaa"), (2, "aaa"), (3, "bbb")):
+        write_log(tmp_path / str(seed), "dks", seed, 20.0, data_fingerprint=data)
+    rows, lines = report_of(folder, capsys, tmp_path)
+    counts = {label: row[0] for label, row in rows.items()}
+    assert (counts["dks, data aaa"], counts["dks, data bbb"]) == ("2", "1")
+    assert "runs on different images are not averaged: `data` tells them apart" in lines
+    # Of a log without fingerprint, it is not known to which of both it belongs.
+    write_log(tmp_path / "old", "dks", 4, 20.0)
+    rows, _ = report_of(folder, capsys, tmp_path)
+    assert [*rows][2:] == ["dks, data aaa", "dks, data bbb", "dks"]
+
+
+def test_methods_on_different_data_are_told_apart(folder, tmp_path, capsys):
+    write_jsonl(tmp_path / "a", "baseline", 1, 50.0, data_fingerprint="aaa")
+    write_jsonl(tmp_path / "b", "dks", 1, 50.0, data_fingerprint="bbb")
+    rows, _ = report_of(folder, capsys, tmp_path)
+    assert [*rows][2:] == ["baseline, data aaa", "dks, data bbb"]
+
+
+def test_older_logs_are_averaged_with_new_ones_on_one_set_of_data(folder, tmp_path, capsys):
+    write_log(tmp_path / "old", "dks", 1, 20.0)
+    write_log(tmp_path / "new", "dks", 2, 21.0, data_fingerprint="aaa")
+    rows, _ = report_of(folder, capsys, tmp_path)
+    assert rows["dks"][0] == "2"
 
 
 def test_logs_with_and_without_options_are_not_confused(imagenet, tmp_path, capsys):

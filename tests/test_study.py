@@ -189,6 +189,7 @@ def test_paper_preset_from_end_to_end(
         options, *epochs = map(json.loads, log)
         assert (options["depth"], options["epochs"], options["num_classes"]) == (10, 2, 100)
         assert options["dropout"] == ("dropout" in name)
+        assert options["random_scheme"] == 2 and len(options["data_fingerprint"]) == 12
         assert [record["epoch"] for record in epochs] == [1, 2]
         assert not any(str(tmp_path) in line for line in log)  # no path of this machine
         errors[name] = 100 - epochs[-1]["test_acc"]

@@ -179,14 +179,15 @@ def test_report_shows_the_last_epoch(imagenet, reference, capsys):
     assert imagenet.report.main([str(reference.parent)]) == 0
     cells = [cell.strip() for cell in capsys.readouterr().out.splitlines()[4].split("|")]
     record = log_records(reference)[-1]
-    errors = [
-        f"{top1:.2f} / {top5:.2f}"
-        for top1, top5 in zip(
-            record["validation"]["top1_errors"], record["validation"]["top5_errors"], strict=True
+    errors, averaged = (
+        [f"{top1:.2f} / {top5:.2f}" for top1, top5 in zip(*pairs, strict=True)]
+        for pairs in (
+            (record[part]["top1_errors"], record[part]["top5_errors"])
+            for part in ("validation", "ema")
         )
-    ]
-    assert cells[1:7] == ["dks", "1", "2", *errors]
-    assert cells[8] == f"{record['train']['top1_errors'][0]:.2f}"
+    )
+    assert cells[1:8] == ["dks", "1", "2", errors[0], averaged[0], *errors[1:]]
+    assert cells[9] == f"{record['train']['top1_errors'][0]:.2f}"
 
 
 def test_label_smoothing_reaches_the_loss(train, data, reference, tmp_path):

@@ -104,6 +104,48 @@ def test_resuming_counts_the_steps_of_the_epoch(train, imagenet, data, tmp_path,
     assert "the run of 2 epochs is already finished" in capsys.readouterr().out
 
 
+def test_fewer_epochs_than_a_run_has_are_refused(train, data, tmp_path, capsys):
+    argv = command_line(data, tmp_path, "--resume", "auto")
+    assert train(argv) == 0
+    assert error_of(train, capsys, [*argv, "--epochs", "1"]) == (
+        f"error: --epochs 1: the run in {tmp_path}/checkpoint.pt has 2 epochs done; use --epochs 2 "
+        "or more\n"
+    )
+    assert len(log_records(tmp_path)) == 2
+
+
+def test_an_older_run_with_a_milestone_given_twice_keeps_it(imagenet):
+    config = imagenet.train_options.parse(["IMAGENET", "--lr-milestones", "60,30,30"])
+    assert config.with_milestones([30, 30, 60]).milestones == (30, 30, 60)
+    assert config.with_milestones([30, 90]).milestones == (60, 30)
+
+
+def test_the_averaged_weights_are_named(train, imagenet, data, tmp_path, capsys):
+    """On the line of an epoch and in the report, beside the last weights."""
+    for name, flags in (("average", ["--ema", "0.5"]), ("plain", [])):
+        argv = command_line(data, tmp_path / name, "--epochs", "1", "--lr", "0.5", *flags)
+        assert train(argv) == 0
+    out = capsys.readouterr().out
+    (record,) = log_records(tmp_path / "average")
+    (top1, top5), (ema1, ema5) = (
+        [f"{record[part][f'top{k}_errors'][0]:.2f}" for k in (1, 5)]
+        for part in ("validation", "ema")
+    )
+    assert (
+        f"validation with last weights: top-1 error {top1} %, top-5 error {top5} %, "
+        f"with averaged weights: top-1 error {ema1} %, top-5 error {ema5} %, "
+    ) in out
+    assert imagenet.report.main([str(tmp_path / "plain"), str(tmp_path / "average")]) == 0
+    table = [line.split("|") for line in capsys.readouterr().out.splitlines() if line[:1] == "|"]
+    title, _, *rows = [[cell.strip() for cell in line[1:-1]] for line in table]
+    assert title[3:8] == [
+        "validation error, last weights", "averaged weights", "shallow", "deep", "ensemble"
+    ]  # fmt: skip
+    cells = {row[0]: row[3:5] for row in rows}
+    assert cells["dks, ema 0.5"] == [f"{top1} / {top5}", f"{ema1} / {ema5}"]
+    assert cells["dks, ema 0"][1] == "–"
+
+
 def test_every_number_of_an_epoch_says_error(train, data, tmp_path, capsys):
     assert train(command_line(data, tmp_path, "--epochs", "1")) == 0
     (line,) = (x for x in capsys.readouterr().out.splitlines() if x.startswith("epoch 1/1"))

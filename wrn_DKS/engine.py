@@ -7,11 +7,11 @@ import torch
 from torch import Tensor, nn
 
 from common.command_line import UserError
-from common.distributed import broadcast_buffers, rank, world_size, wrap_ddp
+from common.distributed import broadcast_buffers, world_size, wrap_ddp
 from common.metrics import MetricSums, topk_correct
 from common.progress import Progress
 from common.sgd import clear_momentum, make_sgd
-from loader import Batch, Batches, seeded_generator
+from loader import Batch, Batches
 from options import Config
 from schedule import StepSchedule
 from synergy import Losses, SynergyLoss, pairwise_divergences
@@ -67,7 +67,7 @@ class Trainer:
     def train_epoch(
         self, batches: Batches, epoch: int, progress: Progress, seed: int
     ) -> EpochResult:
-        """Train on every batch of `epoch` (0-based).
+        """Train on every batch of `epoch` (0-based). `seed` is of dropout, in this epoch.
 
         Raises:
             UserError: a loss was not finite.
@@ -94,7 +94,7 @@ class Trainer:
         if self.schedule.resets_momentum(epoch):
             clear_momentum(self.optimizer)
         # Seeded in each epoch, so that a resumed run draws the same numbers.
-        torch.manual_seed(int(seeded_generator(seed, epoch, rank()).initial_seed()))
+        torch.manual_seed(seed)
         self._parallel.train()
 
     def train_step(self, batch: Batch) -> tuple[tuple[Tensor, ...], Losses]:

@@ -8,10 +8,13 @@ from pathlib import Path
 import torch
 
 from common.distributed import print_once, world_size
+from common.fingerprint import fingerprint, fingerprint_files
+from common.images import list_images
 from common.json_log import Log
 from common.metrics import cost
 from common.results import write_json
 from common.run_logs import classifier_names
+from data import CIFAR, find_test_folder
 from engine import EpochResult, Trainer
 from options import Config
 from synergy import Losses
@@ -29,7 +32,7 @@ class EpochLog:
         folder: folder of the run.
         config: options of the run, included in each record.
         epoch: number of finished epochs.
-        num_classes: number of classes, included in each record.
+        num_classes: number of classes, included in each record, as is a fingerprint of the data.
     """
 
     def __init__(self, folder: Path, config: Config, epoch: int, num_classes: int):
@@ -39,7 +42,10 @@ class EpochLog:
         self._log = Log(folder / LOG, PREFIX)
         self._log.truncate_after(epoch)
         self._config = config
-        self._num_classes = num_classes
+        self._data = {
+            "num_classes": num_classes,
+            "data_fingerprint": data_fingerprint(config.dataset, config.dataroot),
+        }
         self._writer = SummaryWriter(folder, purge_step=epoch + 1)
 
     def write(self, epoch: int, trainer: Trainer, results: EpochResults) -> None:
@@ -54,7 +60,7 @@ class EpochLog:
                 **additional_metrics(results),
                 "epoch": epoch,
                 "learning_rate": lr,
-                "num_classes": self._num_classes,
+                **self._data,
                 "n_parameters": parameters,
                 "peak_memory_mib": peak_memory_mib(trainer.device),
             }
@@ -75,6 +81,24 @@ class EpochLog:
 
     def close(self) -> None:
         self._writer.close()
+
+
+def data_fingerprint(name: str, root: Path) -> str:
+    """Return a hash that differs for different data sets, without reading images.
+
+    It is that of the files' names and sizes for a folder of images, and of their checksums for
+    CIFAR. The checksums are constants, which `load_dataset` has verified.
+    """
+    if name == "folder":
+        parts = (list_images(folder) for folder in (root / "train", find_test_folder(root)))
+        train, test = (
+            zip((part.classes[label] for label in part.labels), part.paths, strict=True)
+            for part in parts
+        )
+        return fingerprint_files(train, test)
+    if name in CIFAR:
+        return fingerprint([name, repr(CIFAR[name].train_list), repr(CIFAR[name].test_list)])
+    return fingerprint([name])
 
 
 def released_metrics(results: EpochResults) -> dict:

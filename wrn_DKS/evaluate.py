@@ -14,7 +14,7 @@ from data import IMAGE_SIZES, DatasetInfo, Split, load_dataset
 from engine import EpochResult, Trainer, make_trainer
 from epoch_log import print_costs, print_errors, write_results
 from loader import Batches, StoppableBatches
-from options import Config, check_given_options, use_recorded
+from options import Config, check_epochs, check_given_options, use_recorded
 from run_state import LoadedCheckpoint, export_backbone, load_checkpoint
 from wide_resnet import WideResNet, blocks_per_group, group_channels
 
@@ -131,6 +131,8 @@ def export_finished_run(config: Config) -> bool:
     finished = loaded.content.get("epoch")  # an exported backbone has none
     if loaded.info is None or None in (planned, finished) or finished < planned:
         return False
+    if "epochs" in config.given:
+        check_epochs(finished, config, loaded.source)
     if config.json is not None:
         raise UserError("--json and --export of a finished run: add --evaluate, which tests it")
     check_given_options(loaded.options, config, loaded.source)

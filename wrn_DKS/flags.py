@@ -194,7 +194,10 @@ def add_output_flags(group) -> None:
 
 
 def start_epochs(text: str) -> tuple[int, ...]:
-    """Parse a JSON list of epochs, such as `[60,120,160]`, as an argparse type."""
+    """Parse a JSON list of epochs, such as `[60,120,160]`, as an argparse type.
+
+    As in the released code, an epoch that is given twice counts once.
+    """
     try:
         values = json.loads(text)
         if not isinstance(values, list) or any(type(v) is not int or v < 1 for v in values):
@@ -203,7 +206,7 @@ def start_epochs(text: str) -> tuple[int, ...]:
         raise argparse.ArgumentTypeError(
             f"expected a list of epochs such as '[60,120,160]', got {text!r}"
         ) from None
-    return tuple(values)
+    return tuple(dict.fromkeys(values))
 
 
 def finished_epochs(text: str) -> tuple[int, ...]:
@@ -211,4 +214,4 @@ def finished_epochs(text: str) -> tuple[int, ...]:
     words = [word.strip() for word in text.strip("[]").split(",") if word.strip()]
     if not all(word.isascii() and word.isdecimal() for word in words):
         raise argparse.ArgumentTypeError(f"expected epochs such as 59,119,159, got {text!r}")
-    return tuple(int(word) + 1 for word in words)
+    return tuple(dict.fromkeys(int(word) + 1 for word in words))

@@ -1,5 +1,6 @@
 """Conversion of the released code's checkpoints (`model.pt7`) to the names of `WideResNet`."""
 
+import math
 import re
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import torch
 from torch import Tensor
 
 from common import checkpoint
-from common.command_line import UserError
+from common.command_line import UserError, plural
 from engine import Trainer
 from wide_resnet import network_size
 
@@ -80,18 +81,37 @@ def load_legacy_run(content: dict, weights: dict, source: Path, trainer: Trainer
     """Load weights and momentum of a checkpoint of the released code into the trainer.
 
     Raises:
-        UserError: they do not fit.
+        UserError: they do not fit, or are of a run with another learning rate or weight decay.
     """
     checkpoint.require_keys(content, {"epoch": int, "optimizer": dict}, source)
     checkpoint.load_weights(trainer.model, weights, source)
     names = [name for name, _ in trainer.model.named_parameters()]
     try:
+        check_recipe(content, trainer, source)
         momentum = legacy_momentum(content, names)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(f"{source}: not the optimizer state of the released code") from error
     groups = trainer.optimizer.state_dict()["param_groups"]
     state = {"state": momentum, "param_groups": groups}
     checkpoint.load_optimizer(trainer.optimizer, state, source)
+
+
+def check_recipe(content: dict, trainer: Trainer, source: Path) -> None:
+    """Raise `UserError` if the learning rate or weight decay are not those of the trainer.
+
+    The checkpoint holds the learning rate of its last epoch, after the milestones before it.
+    """
+    epoch = content["epoch"]
+    (group,) = content["optimizer"]["param_groups"]
+    saved = [group["lr"], group["weight_decay"]]
+    rate = trainer.schedule.rate(max(epoch - 1, 0))
+    expected = [rate, trainer.optimizer.param_groups[0]["weight_decay"]]
+    if not all(math.isclose(*pair, rel_tol=1e-6) for pair in zip(saved, expected, strict=True)):
+        raise UserError(
+            f"{source}: saved after {plural(epoch, 'epoch')} with learning rate {saved[0]:g} and "
+            f"weight decay {saved[1]:g}; --lr, --lr_decay_ratio and --epoch_step give "
+            f"{expected[0]:g}, --weight_decay is {expected[1]:g}; resume with the same"
+        )
 
 
 def _convert_name(name: str) -> str:

@@ -1,14 +1,15 @@
 """Batches of a dataset on the device: shuffled, augmented and normalized there."""
 
 from collections.abc import Iterator
+from functools import partial
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from common.distributed import shard
 from common.mixing import Mixing
+from common.seeds import derived_seed
 from common.stopping import PreemptionGuard
 from data import DatasetInfo, Split
 
@@ -72,11 +73,20 @@ class AugmentedBatches(Batches):
         seed: random seed.
         flip: whether to flip images.
         mixing: mixes pairs of images of a batch, if given.
+        random_scheme: see `derived_seed`.
     """
 
-    def __init__(self, split: Split, *args, seed: int, flip: bool, mixing: Mixing | None = None):
+    def __init__(
+        self,
+        split: Split,
+        *args,
+        seed: int,
+        flip: bool,
+        mixing: Mixing | None = None,
+        random_scheme: int = 2,
+    ):
         super().__init__(split, *args)
-        self._seed = seed
+        self._seed = partial(derived_seed, seed, scheme=random_scheme)
         self._flip = flip
         self._mixing = mixing
         size = split.images.shape[-1]
@@ -89,7 +99,7 @@ class AugmentedBatches(Batches):
 
     def epoch(self, epoch: int = 0) -> Iterator[Batch]:
         """Yield the batches of `epoch` (0-based)."""
-        generator = seeded_generator(self._seed, epoch)
+        generator = torch.Generator().manual_seed(self._seed(epoch))
         count, offsets = len(self.labels), self._crops.shape[2]
         order = torch.randperm(count, generator=generator).to(self.device)
         tops, lefts = torch.randint(offsets, (2, count), generator=generator).to(self.device)
@@ -123,9 +133,3 @@ class StoppableBatches:
     def epoch(self, epoch: int = 0) -> Iterator[Batch]:
         """Yield the batches of `epoch` (0-based). Raise `Interrupted` after a signal."""
         return self._guard.over(self._batches.epoch(epoch), len(self))
-
-
-def seeded_generator(*key: int) -> torch.Generator:
-    """Return a CPU generator seeded with a hash of the integers in `key`."""
-    state = np.random.SeedSequence(key).generate_state(1, np.uint64)
-    return torch.Generator().manual_seed(int(state[0]) % 2**63)

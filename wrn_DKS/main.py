@@ -15,7 +15,7 @@ from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch: idle threads must not spin
 
-from common.command_line import UserError, exit_status, plural
+from common.command_line import exit_status, plural
 from options import Config, parse
 
 if __name__ == "__main__" and {"-h", "--help"} & set(sys.argv[1:]):
@@ -28,6 +28,7 @@ from common.leaving import run_script
 from common.mixing import make_mixing
 from common.progress import Progress
 from common.run_folder import CHECKPOINT, lock_run_folder, new_run_folder, refuse_run_file
+from common.seeds import derived_seed
 from common.signals import Interrupted
 from common.stopping import PreemptionGuard
 from data import Dataset, load_dataset
@@ -35,7 +36,8 @@ from engine import EpochResult, Trainer, make_trainer
 from epoch_log import LOG, EpochLog, print_costs
 from evaluate import check_network, evaluate, export_finished_run, predict, report
 from loader import AugmentedBatches, Batches, StoppableBatches
-from run_state import load_checkpoint, options_to_resume, resume, save_run
+from resuming import load_run, options_to_resume, resume
+from run_state import save_run
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -63,8 +65,7 @@ def train(config: Config, device: torch.device) -> None:
             refuse_run_file(flag, path, folder, LOG)
     with lock_run_folder(folder) if rank() == 0 else nullcontext():
         barrier()  # the other processes continue once the folder is locked
-        path = checkpoint_to_resume(config, folder)
-        loaded = load_checkpoint(path) if path else None
+        loaded = load_run(config, folder)
         config = options_to_resume(loaded, config) if loaded else config
         data = load_dataset(config.dataset, config.dataroot, config.image_size, config.nthread)
         num_classes, branches = len(data.info.classes), config.method != "baseline"
@@ -72,7 +73,7 @@ def train(config: Config, device: torch.device) -> None:
         trainer = make_trainer(config, num_classes, device, branches)
         finished = resume(loaded, trainer, data.info) if loaded else 0
         if loaded:
-            print_once(f"resumed from {path}: {plural(finished, 'epoch')} done")
+            print_once(f"resumed from {loaded.source}: {plural(finished, 'epoch')} done")
         if finished < config.epochs:
             print_once(trainer.schedule.describe(config.epochs))
         else:
@@ -89,24 +90,6 @@ def run_folder(config: Config) -> Path:
     if config.checkpoint is not None:
         return config.checkpoint.parent
     return new_run_folder(f"{config.network}-{config.method}-seed{config.seed}".lower())
-
-
-def checkpoint_to_resume(config: Config, folder: Path) -> Path | None:
-    """Return the checkpoint to resume from, or None.
-
-    Raises:
-        UserError: the run would overwrite another one.
-    """
-    saved, given = folder / CHECKPOINT, config.checkpoint
-    if config.resume == "auto":
-        return saved if saved.exists() else None
-    has_run = saved.exists() or (folder / LOG).exists()
-    if has_run and (given is None or given.resolve().parent != folder.resolve()):
-        raise UserError(
-            f"--save {folder}: already contains a run; resume it with --resume auto, or choose "
-            "another folder"
-        )
-    return given
 
 
 def train_epochs(
@@ -146,7 +129,14 @@ def make_batches(
     """Return the batches of training and test images."""
     common = data.info, config.batch_size, device
     mixing = make_mixing(config.mixup, config.cutmix, len(data.info.classes), config.seed)
-    train = AugmentedBatches(data.train, *common, seed=config.seed, flip=data.flip, mixing=mixing)
+    train = AugmentedBatches(
+        data.train,
+        *common,
+        seed=config.seed,
+        flip=data.flip,
+        random_scheme=config.random_scheme,
+        mixing=mixing,
+    )
     test = Batches(data.test, *common)
     return {"train": StoppableBatches(train, guard), "test": StoppableBatches(test, guard)}
 
@@ -158,7 +148,8 @@ def run_epoch(
     epochs_after = config.epochs - epoch - 1
     steps, name = len(batches["train"]), f"epoch {epoch + 1}/{config.epochs}"
     with Progress(name, steps, steps * epochs_after) as progress:
-        results = {"train": trainer.train_epoch(batches["train"], epoch, progress, config.seed)}
+        seed = derived_seed(config.seed, epoch, rank(), scheme=config.random_scheme)
+        results = {"train": trainer.train_epoch(batches["train"], epoch, progress, seed)}
     if (epoch + 1) % config.test_every == 0 or not epochs_after:
         results["test"] = trainer.evaluate(batches["test"])
     return results

@@ -46,6 +46,7 @@ class Config:
     predict: tuple[Path, ...]
     json: Path | None
     given: frozenset[str]  # names of the options that are on the command line
+    random_scheme: int = 2  # of `common.seeds`; no flag, because a resumed run keeps its own
 
     @property
     def network(self) -> str:
@@ -71,6 +72,7 @@ NOT_LOGGED = ("predict", "json", "given")
 # Options that do not affect the numbers of an epoch.
 RESUME_MAY_CHANGE = (
     "dataroot", "nthread", "epochs", "device", "test_every", "resume", "save", "evaluate", "export",
+    "random_scheme",
 )  # fmt: skip
 RESUME_MUST_MATCH = tuple(
     field.name for field in fields(Config) if field.name not in RESUME_MAY_CHANGE + NOT_LOGGED
@@ -163,6 +165,15 @@ def agree(name: str, given: object, recorded: object) -> bool:
     if name == "width":
         return all(int(c * given) == int(c * recorded) for c in (16, 32, 64))
     return given == recorded
+
+
+def check_epochs(finished: int, config: Config, source: Path) -> None:
+    """Raise `UserError` if a run has more finished epochs than --epochs."""
+    if finished > config.epochs:
+        raise UserError(
+            f"--epochs {config.epochs}: the run in {source} has {finished} finished epochs; use "
+            f"--epochs {finished} or more"
+        )
 
 
 def check_given_options(options: dict, config: Config, source: Path) -> None:

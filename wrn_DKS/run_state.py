@@ -1,4 +1,4 @@
-"""Checkpoints of a run: their content, and resuming from them.
+"""Checkpoints of a run: their content, saved and loaded.
 
 Keys of `checkpoint.pt`:
     format: version of this format, 1.
@@ -7,25 +7,25 @@ Keys of `checkpoint.pt`:
     model: state dict.
     optimizer, scaler: state dicts; that of the gradient scaler is empty unless in float16.
     epoch: number of finished epochs.
-    options: the options of the command line.
+    options: the options of the command line, and `random_scheme`, which is 1 if it is absent.
     processes: number of processes of the run.
 
 An exported backbone has the keys `format` to `model`, and `dataset`. Random states are not stored:
 all random numbers are functions of the seed, the epoch and the process.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from common import checkpoint
-from common.command_line import UserError, plural
+from common.command_line import UserError
 from common.distributed import print_once, world_size
 from data import IMAGE_SIZES, DatasetInfo
 from engine import Trainer
-from legacy import is_legacy, legacy_weights, load_legacy_run
-from options import Config, check_options_unchanged
+from legacy import is_legacy, legacy_weights
+from options import Config
 from wide_resnet import group_channels, network_size
 
 FORMAT = 1
@@ -173,47 +173,3 @@ def check_dataset_info(info: DatasetInfo, source: Path) -> None:
         raise UserError(f"{source}: mean and std are not three numbers each; the file is damaged")
     if not info.classes or not all(isinstance(name, str) for name in info.classes):
         raise UserError(f"{source}: the class names are not strings; the file is damaged")
-
-
-def options_to_resume(loaded: LoadedCheckpoint, config: Config) -> Config:
-    """Return the options for resuming: milestones that are not given are those of the run.
-
-    Raises:
-        UserError: it is not the checkpoint of a run, or of one with other options.
-    """
-    if loaded.info is None:
-        return config
-    if "optimizer" not in loaded.content:
-        raise UserError(
-            f"{loaded.source} is an exported backbone and can't be resumed; use the checkpoint of "
-            "a run, or --evaluate"
-        )
-    checkpoint.require_keys(loaded.content, RUN_KEYS, loaded.source)
-    steps = loaded.options.get("epoch_step")
-    is_valid = isinstance(steps, list) and all(type(epoch) is int for epoch in steps)
-    if is_valid and "epoch_step" not in config.given:
-        config = replace(config, epoch_step=tuple(steps))
-    check_options_unchanged(loaded.options, config, loaded.source)
-    return config
-
-
-def resume(loaded: LoadedCheckpoint, trainer: Trainer, info: DatasetInfo) -> int:
-    """Load the state of a run into the trainer and return the number of finished epochs.
-
-    Raises:
-        UserError: the state does not fit the network, or the dataset is another one.
-    """
-    content, source = loaded.content, loaded.source
-    if loaded.info is None:
-        load_legacy_run(content, loaded.weights, source, trainer)
-        return content["epoch"]
-    if loaded.info != info:
-        raise UserError(f"{source} was trained on another dataset than the one in --dataroot")
-    if content["processes"] != world_size():
-        before = plural(content["processes"], "process")
-        print_once(f"{before} before, {world_size()} now: batch norm, and the results, will differ")
-    checkpoint.load_weights(trainer.model, loaded.weights, source)
-    checkpoint.load_optimizer(trainer.optimizer, content["optimizer"], source)
-    if trainer.scaler.is_enabled():
-        trainer.scaler.load_state_dict(content["scaler"])
-    return content["epoch"]

@@ -4,10 +4,11 @@ Sources: Zhang et al., ICLR 2018 (MixUp); Yun et al., ICCV 2019 (CutMix); torchv
 and `v2.CutMix`, which are used here. The paper and the released code have neither.
 """
 
-import numpy as np
 import torch
 from torch import Tensor
 from torchvision.transforms import v2
+
+from .seeds import derived_seed
 
 
 class Mixing:
@@ -44,9 +45,8 @@ class Mixing:
         Returns:
             Images (B, 3, S, S) and the probabilities of their classes (B, K), float32.
         """
-        sequence = np.random.SeedSequence(self._seed, spawn_key=(epoch, step, 1))
         with torch.random.fork_rng(devices=[]):  # torchvision draws from the CPU's generator
-            torch.default_generator.manual_seed(int(sequence.generate_state(1, np.uint64)[0]))
+            torch.default_generator.manual_seed(derived_seed(self._seed, epoch, step, 1))
             images, labels = self._mix(images, labels)
         return images[1:], labels[1:]
 

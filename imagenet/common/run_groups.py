@@ -13,7 +13,7 @@ METHODS = ("baseline", "ds", "dks")  # in the order of the table
 NO_EFFECT = {
     *("data", "dataroot", "val_labels", "nthread", "workers", "prefetch", "device", "compile"),
     *("ngpu", "gpu_id", "save", "resume", "checkpoint_minutes", "log_interval", "test_every"),
-    *("evaluate", "predict", "json", "export", "epochs", "seed"),
+    *("evaluate", "predict", "json", "export", "epochs", "seed", "random_scheme"),
 }
 # Options without effect on a method.
 UNUSED = {
@@ -21,6 +21,7 @@ UNUSED = {
     "ds": {"direction", "synergy_weight"},
 }
 MILESTONES = {"epoch_step", "milestones"}  # follow the number of epochs by default
+DATA = "data_fingerprint"
 
 Settings = dict[str, str]
 Groups = dict[str, list[Run]]  # by label
@@ -47,6 +48,8 @@ def describe(name: str, value: object) -> str:
     """Return a short text for an option and its value."""
     if name in ("method", "network", "dataset", "direction", "dtype", "augmentation"):
         return str(value)
+    if name == DATA:
+        return f"data {value}"
     if name == "epochs":
         return f"{value} epoch" if value == "1" else f"{value} epochs"
     if isinstance(value, bool):
@@ -59,23 +62,28 @@ def describe(name: str, value: object) -> str:
 def group_runs(runs: Sequence[Run]) -> tuple[Groups, list[str]]:
     """Group runs that differ only in the seed, baseline first and DKS last.
 
-    Runs with different numbers of tested epochs are in different groups. Runs of the same settings
-    and the same seed are copies, or differ in what the log does not hold. They are not averaged:
-    each run with these settings then has a group of its own.
+    Runs with different numbers of tested epochs are in different groups. Of runs with the same
+    settings, seed and errors, which are copies, only one counts. Other runs with the same settings
+    and seed differ in what the log does not hold. They are not averaged: each run with these
+    settings then has a group of its own.
 
     Returns:
         The groups, and notes on how they were formed.
     """
-    by_settings: dict[frozenset, list[Run]] = {}
-    for run in sorted(runs, key=method_order):
-        by_settings.setdefault(frozenset(settings(run).items()), []).append(run)
+    runs = sorted(runs, key=method_order)
     names = dict(zip([run.path for run in runs], short_names(runs), strict=True))
-    common = [settings(members[0]) for members in by_settings.values()]
+    by_settings = group_by_settings(runs)
+    common = [each for each, _ in by_settings]
     shown, hidden = differing_settings(common)
     labels = [", ".join(each[name] for name in each if name in shown) for each in common]
     notes = [f"the runs also differ in {', '.join(hidden)}"] if hidden else []
+    if DATA in shown:
+        notes.append("runs on different images are not averaged: `data` tells them apart")
     groups: Groups = {}
-    for label, members in zip(labels, by_settings.values(), strict=True):
+    for label, (_, found) in zip(labels, by_settings, strict=True):
+        members, copies = separate_copies(found)
+        for copy, run in copies:
+            notes.append(f"{label}: {names[copy.path]} is a copy of {names[run.path]}, left out")
         seeds = Counter(run.options.get("seed") for run in members)
         repeated = [str(seed) for seed, count in seeds.items() if count > 1]
         if repeated:
@@ -85,6 +93,42 @@ def group_runs(runs: Sequence[Run]) -> tuple[Groups, list[str]]:
             suffix = f", {names[named.path]}" if repeated or labels.count(label) > 1 else ""
             groups.setdefault(label + suffix, []).append(run)
     return groups, notes
+
+
+def group_by_settings(runs: Sequence[Run]) -> list[tuple[Settings, list[Run]]]:
+    """Return the runs of each settings.
+
+    Older logs do not identify the data. Such a run is taken to be on the data of the runs with
+    otherwise the same settings, if these are all on the same data.
+    """
+    known: dict[frozenset, set[str]] = {}
+    each_settings = [settings(run) for run in runs]
+    for each in each_settings:
+        known.setdefault(without_data(each), set()).update({each[DATA]} if DATA in each else ())
+    groups: dict[frozenset, tuple[Settings, list[Run]]] = {}
+    for run, each in zip(runs, each_settings, strict=True):
+        data = known[without_data(each)]
+        each |= {DATA: min(data)} if len(data) == 1 else {}
+        groups.setdefault(frozenset(each.items()), (each, []))[1].append(run)
+    return list(groups.values())
+
+
+def without_data(each: Settings) -> frozenset:
+    return frozenset(item for item in each.items() if item[0] != DATA)
+
+
+def separate_copies(runs: Sequence[Run]) -> tuple[list[Run], list[tuple[Run, Run]]]:
+    """Return the runs without copies, and the copies with the run of which each is one."""
+    kept: list[Run] = []
+    copies = []
+    for run in runs:
+        seed = run.options.get("seed")
+        same = [r for r in kept if r.options.get("seed") == seed and r.epochs == run.epochs]
+        if same:
+            copies.append((run, same[0]))
+        else:
+            kept.append(run)
+    return kept, copies
 
 
 def method_order(run: Run) -> int:
@@ -105,9 +149,9 @@ def differing_settings(groups: Sequence[Settings]) -> tuple[set[str], list[str]]
     shown |= {name for name in names if any(differs(name, each) for each in alike.values())}
     if "epochs" in shown:
         shown -= MILESTONES
-    # The table has a column for the epochs.
-    hidden = [name for name in names if name not in shown | {"epochs"} and differs(name, groups)]
-    return shown, hidden
+    # The table has a column for the epochs. Different data sets need no fingerprint.
+    unnamed = shown | {"epochs", DATA}
+    return shown, [name for name in names if name not in unnamed and differs(name, groups)]
 
 
 def differs(name: str, groups: Sequence[Settings]) -> bool:

@@ -11,6 +11,7 @@ from .command_line import UserError
 from .json_log import Log
 
 BACKBONE = "backbone"
+AVERAGED = "averaged weights"  # the backbone with the moving average of the weights
 ENSEMBLE = "ensemble"  # the mean of the classifiers' probabilities
 
 # Values in the records of log.txt that are not options.
@@ -29,7 +30,7 @@ class Epoch(NamedTuple):
 
     epoch: int  # number of finished epochs
     training: float  # top-1 error of the backbone in percent
-    tested: dict[str, Errors]  # by classifier, and of the ensemble; empty if there was no test
+    tested: dict[str, Errors]  # by classifier, `ENSEMBLE` and `AVERAGED`; empty without a test
 
 
 class Run(NamedTuple):
@@ -76,9 +77,10 @@ def read_jsonl_record(record: dict) -> Epoch:
     tested = dict(zip(classifier_names(len(classifiers)), classifiers, strict=True))
     name = "ensemble" if "ensemble_top1_error" in validation else "averaged"
     ensemble = (validation[f"{name}_top1_error"], validation[f"{name}_top5_error"])
-    return Epoch(
-        record["epoch"], record["train"]["top1_errors"][0], tested | {ENSEMBLE: Errors(*ensemble)}
-    )
+    tested[ENSEMBLE] = Errors(*ensemble)
+    if "ema" in record:
+        tested[AVERAGED] = Errors(record["ema"]["top1_errors"][0], record["ema"]["top5_errors"][0])
+    return Epoch(record["epoch"], record["train"]["top1_errors"][0], tested)
 
 
 def txt_options(record: dict) -> dict:
@@ -88,7 +90,8 @@ def txt_options(record: dict) -> dict:
 
 
 def jsonl_options(record: dict) -> dict:
-    own = {name: record[name] for name in ("arch", "method", "seed") if name in record}
+    names = ("arch", "method", "seed", "data_fingerprint")
+    own = {name: record[name] for name in names if name in record}
     return own | record.get("options", {})
 
 

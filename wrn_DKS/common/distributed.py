@@ -149,6 +149,14 @@ def sum_over_processes(values: Tensor) -> Tensor:
     return total
 
 
+def gather_objects(value: object) -> list:
+    """Return the values of all processes, which can be pickled, in the order of their ranks."""
+    values = [value] * world_size()
+    if dist.is_initialized():
+        dist.all_gather_object(values, value)
+    return values
+
+
 def barrier() -> None:
     """Wait until all processes have reached this call."""
     if dist.is_initialized():

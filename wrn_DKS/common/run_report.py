@@ -11,7 +11,7 @@ from statistics import mean, stdev
 from .command_line import ArgumentParser, exit_status
 from .error_figure import check_figure_path, draw_errors, save_figure
 from .run_groups import Groups, group_runs, settings
-from .run_logs import ENSEMBLE, Epoch, read_runs
+from .run_logs import AVERAGED, BACKBONE, ENSEMBLE, Epoch, read_runs
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -81,14 +81,20 @@ def format_table(groups: Groups) -> str:
     """Format a Markdown table of errors in percent, one row per group."""
     last = {label: [run.tested[-1] for run in runs] for label, runs in groups.items()}
     found = dict.fromkeys(name for epochs in last.values() for e in epochs for name in e.tested)
-    names = [*(name for name in found if name != ENSEMBLE), *([ENSEMBLE] * (ENSEMBLE in found))]
+    names = sorted(found, key=column_order)
     others = [name.removesuffix(" branch") for name in names[1:]]
-    rows = [["runs", "n", "epochs", f"{tested_images(groups)} error", *others, "training error"]]
+    error = f"{tested_images(groups)} error" + ", last weights" * (AVERAGED in found)
+    rows = [["runs", "n", "epochs", error, *others, "training error"]]
     for label, runs in groups.items():
         cells = [format_errors(last[label], name) for name in names]
         training = format_mean_std([epoch.training for epoch in last[label]])
         rows.append([label, str(len(runs)), runs[0].progress, *cells, training])
     return format_markdown(rows)
+
+
+def column_order(name: str) -> int:
+    """Return the place of a classifier in the table: branches stand between the named ones."""
+    return {BACKBONE: 0, AVERAGED: 1, ENSEMBLE: 3}.get(name, 2)
 
 
 def format_errors(epochs: Sequence[Epoch], name: str) -> str:
