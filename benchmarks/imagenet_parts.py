@@ -19,9 +19,10 @@ from common.sgd import make_sgd
 from data import ImageFiles
 from engine import Trainer, memory_format
 from evaluate import evaluate, forward
-from loader import Batch, WorkerSignalGuard, evaluation_loader
+from loader import Batch, evaluation_loader
 from presets import IMAGENET_MEAN, IMAGENET_STD, evaluation_transform
 from synergy import SynergyLoss
+from workers import WorkerSignalGuard
 
 WEIGHT_DECAY = 1e-4  # the paper's
 BATCH_SIZE = 50  # of the evaluation
