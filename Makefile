@@ -1,16 +1,18 @@
 # make demo: train baseline, DS and DKS on the digits that ship, then compare them.
 # make test: the whole test suite and the linter.
+# make test-oldest: the test suite with the oldest versions that requirements.txt allows.
 # make torture: faults and bad input by the hundred, under 30 minutes; N=0.1 does a tenth.
 # pip's environment variables (PIP_INDEX_URL and so on) hold here as anywhere.
 PYTHON ?= python3
 BIN := $(CURDIR)/.venv/bin
+OLDEST := .venv/oldest
 
 # Settings chosen on the training images alone: the last 287 of them held out.
 DEMO := --dataset digits --depth 10 --width 2 --epochs 15 --batch_size 32 --epoch_step '[6,10,13]'
 
 N ?= 1
 
-.PHONY: demo test torture
+.PHONY: demo test test-oldest torture
 
 demo: .venv/runtime
 	rm -rf logs/demo
@@ -26,6 +28,9 @@ test: .venv/development
 	$(BIN)/ruff format --check .
 	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(BIN)/python -m pytest
 
+test-oldest: $(OLDEST)/installed
+	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(OLDEST)/bin/python -m pytest
+
 # One thread a process: what is forked from a process with several may hang.
 torture: .venv/development
 	cd tests && OMP_NUM_THREADS=1 $(BIN)/python -m torture -n $(N)
@@ -37,4 +42,10 @@ torture: .venv/development
 
 .venv/development: requirements-dev.txt .venv/runtime
 	$(BIN)/python -m pip install -r requirements-dev.txt
+	touch $@
+
+$(OLDEST)/installed: requirements.txt requirements-dev.txt
+	$(PYTHON) -m venv --clear $(OLDEST)
+	sed 's/>=/==/' requirements.txt > $(OLDEST)/requirements.txt
+	$(OLDEST)/bin/python -m pip install -r $(OLDEST)/requirements.txt -r requirements-dev.txt
 	touch $@

@@ -23,6 +23,7 @@ from common.command_line import UserError, exit_status
 
 ROWS = {
     "evaluation": parts.evaluation,
+    "reading": parts.reading,
     "resnet18": parts.training_step,
     "inference": parts.inference,
 }
@@ -38,8 +39,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("data", nargs="?", type=Path, metavar="IMAGENET", help="contains val/")
     options = parser.parse_args(argv)
     options.row = options.row or list(ROWS)
-    if options.data is None and "evaluation" in options.row:
-        raise UserError("--row evaluation needs IMAGENET, a folder that contains val/")
+    needy = [name for name in ("evaluation", "reading") if name in options.row]
+    if options.data is None and needy:
+        raise UserError(f"--row {needy[0]} needs IMAGENET, a folder that contains val/")
     return options
 
 

@@ -139,14 +139,14 @@ def peak_memory(make: MakeStep, device: torch.device) -> int | None:
 def measure_memory(make: MakeStep, device: torch.device, threads: int) -> int:
     """Measure in this process what `peak_memory` returns."""
     torch.set_num_threads(threads)
-    model, step = make()
     on_gpu = device.type == "cuda"
     peak = partial(torch.cuda.max_memory_allocated, device) if on_gpu else peak_resident
-    before = peak()
+    before = peak()  # ahead of everything that a side allocates: ours makes its momentum at once
+    model, step = make()
     for _ in range(2):
         step()
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
-    return peak() - before - 2 * weights  # the size of gradients and momentum
+    return peak() - before - 3 * weights  # themselves, gradients and momentum
 
 
 def peak_resident() -> int | None:

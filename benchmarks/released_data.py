@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
 from PIL import Image
 from torch import Tensor
 from torch.utils import data as torch_data
@@ -55,4 +56,10 @@ def loader(
     dataset: torch_data.Dataset, batch_size: int, workers: int, train: bool
 ) -> torch_data.DataLoader:
     """Build a loader whose workers start again at each epoch, as in the released code."""
-    return torch_data.DataLoader(dataset, batch_size, shuffle=train, num_workers=workers)
+    return torch_data.DataLoader(
+        dataset,
+        batch_size,
+        shuffle=train,
+        num_workers=workers,
+        pin_memory=torch.cuda.is_available(),  # as released
+    )

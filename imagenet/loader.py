@@ -1,8 +1,5 @@
 """Batches of images: the resumable sampler, the training loader and the evaluation loader."""
 
-import multiprocessing
-import os
-import signal
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -16,6 +13,7 @@ from common.mixing import Mixing
 from common.seeds import derived_seed
 from data import AugmentedDataset, ImageFiles
 from presets import IMAGENET_MEAN, IMAGENET_STD
+from workers import collate, worker_failure
 
 
 class ResumableBatchSampler:
@@ -75,34 +73,6 @@ class Batch(NamedTuple):
     batch_fraction: float  # of the whole batch's images; 0 for a placeholder that does not count
 
 
-class WorkerSignalGuard:
-    """Keep DataLoader workers alive on termination signals until the block ends.
-
-    Terminals and schedulers signal every process of a run, but the main process needs its workers
-    to finish the current step. They therefore ignore the signals, and obey SIGTERM, with which
-    DataLoader terminates them, only after the block.
-    """
-
-    def __init__(self):
-        self._finished = multiprocessing.Event()
-
-    def __enter__(self) -> "WorkerSignalGuard":
-        return self
-
-    def __exit__(self, *exception) -> None:
-        self._finished.set()
-
-    def __call__(self, worker: int) -> None:
-        """Set up a worker; for DataLoader's argument `worker_init_fn`."""
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)
-        signal.signal(signal.SIGTERM, self._exit_if_finished)
-
-    def _exit_if_finished(self, signum, frame) -> None:
-        if self._finished.is_set():
-            os._exit(0)
-
-
 class TrainingLoader:
     """Augmented batches of this process, on the device.
 
@@ -138,6 +108,7 @@ class TrainingLoader:
             AugmentedDataset(files, seed),
             batch_sampler=sampler,
             num_workers=workers,
+            collate_fn=collate,
             worker_init_fn=worker_init,
             persistent_workers=workers > 0,
             prefetch_factor=prefetch if workers else None,
@@ -190,6 +161,7 @@ def evaluation_loader(
         Subset(dataset, range(*shard(count).indices(count))),
         batch_size=-(-batch_size // world_size()),
         num_workers=workers,
+        collate_fn=collate,
         worker_init_fn=worker_init,
         persistent_workers=workers > 0,
         pin_memory=device.type == "cuda",
@@ -200,7 +172,7 @@ def device_batches(loader: DataLoader, device: torch.device) -> Iterator[tuple[T
     """Yield the loader's batches on `device`: images (B, 3, S, S), channels last, labels (B,).
 
     Raises:
-        UserError: an image cannot be read, or a worker was killed.
+        UserError: an image cannot be read, or a worker died.
     """
     try:
         for images, labels in loader:
@@ -212,8 +184,6 @@ def device_batches(loader: DataLoader, device: torch.device) -> Iterator[tuple[T
         reason = str(error).rsplit("UserError: ", 1)[-1]
         raise UserError(reason) from error.with_traceback(None)
     except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
-            raise
-        raise UserError(
-            "a DataLoader worker was killed, usually because memory ran out; use a smaller -j or -b"
-        ) from error
+        if reason := worker_failure(error):
+            raise UserError(reason) from error.with_traceback(None)
+        raise

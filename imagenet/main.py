@@ -45,13 +45,14 @@ from common.run_folder import checkpoint_path, refuse_overwriting
 from data import ImageFiles
 from download import download_released_weights
 from evaluate import Scores, check_image_size, evaluate, predict
-from loader import WorkerSignalGuard, evaluation_loader
+from loader import evaluation_loader
 from presets import evaluation_transform
 from pretrained import LoadedModel, load_model, load_torchvision
 from progress import EvaluationProgress
 from results import print_scores, write_scores
 from validation_set import LabeledImages, class_indices, class_titles, list_validation_images
 from weights import export_backbone, sha256
+from workers import WorkerSignalGuard
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -40,12 +40,13 @@ from data import ImageSets, find_image_sets
 from engine import ModelEma, Trainer, memory_format
 from epoch_log import LOG, EpochLog, train_record, validation_record
 from evaluate import catch_out_of_memory
-from loader import ResumableBatchSampler, TrainingLoader, WorkerSignalGuard, evaluation_loader
+from loader import ResumableBatchSampler, TrainingLoader, evaluation_loader
 from preemption import CheckpointHook
 from progress import EpochProgress
 from resnet import build
 from schedule import Schedule
 from synergy import SynergyLoss
+from workers import WorkerSignalGuard
 
 
 def main(argv: Sequence[str] | None = None) -> int:

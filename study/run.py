@@ -13,13 +13,16 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from itertools import takewhile
 from pathlib import Path
 from typing import NamedTuple
 
 # The repository's folder, and the script folder that the study uses.
 sys.path.insert(0, str(Path(__file__).parents[1]))
 sys.path.insert(0, str(Path(__file__).parents[1] / "wrn_DKS"))
+
+import torch
 
 from common.command_line import (
     ArgumentParser,
@@ -62,7 +65,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--jobs",
         type=bounded_number(int, 1, 1000),
         default=1,
-        help="parallel runs; with more than one, each uses one thread",
+        help="parallel runs; several of them use one thread each and take the GPUs in turn",
     )
     add_plan_flags(parser)
     return parser.parse_args(argv)
@@ -112,16 +115,19 @@ def train_runs(runs: Sequence[Run], preset: Preset, folders: Folders, jobs: int)
     No process outlives this function.
     """
     waiting, running, failed = list(runs), {}, []
+    free = [run_environment(job, jobs, visible_gpus()) for job in range(jobs)]
     try:
         while waiting or running:
-            while waiting and len(running) < jobs:
-                run = waiting.pop(0)
+            while waiting and free:
+                run, environment = waiting.pop(0), free.pop(0)
                 with defer_signals():  # so that every started process is in `running`
-                    running[start_run(run, preset, folders, jobs)] = run, time.perf_counter()
+                    process = start_run(run, preset, folders, environment)
+                    running[process] = run, environment, time.perf_counter()
             check_signals()
             time.sleep(0.1)
             for process in [process for process in running if process.poll() is not None]:
-                run, start = running.pop(process)
+                run, environment, start = running.pop(process)
+                free.append(environment)
                 time_s = format_duration(time.perf_counter() - start)
                 if process.returncode:
                     failed.append(run.name)
@@ -138,15 +144,32 @@ def train_runs(runs: Sequence[Run], preset: Preset, folders: Folders, jobs: int)
     return failed
 
 
-def start_run(run: Run, preset: Preset, folders: Folders, jobs: int) -> subprocess.Popen:
-    """Start or resume a run in a process of its own."""
+def visible_gpus() -> list[str]:
+    """Return the names by which CUDA knows the GPUs that this process may use."""
+    names = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if names is None:
+        return [str(index) for index in range(torch.cuda.device_count())]
+    given = [name.strip() for name in names.split(",")]
+    return list(takewhile(lambda name: name and not name.startswith("-"), given))  # as CUDA does
+
+
+def run_environment(job: int, jobs: int, gpus: Sequence[str]) -> dict[str, str]:
+    """Return the environment variables of the runs of a job, from 0 to `jobs` - 1."""
+    one_thread = {"OMP_NUM_THREADS": "1"} if jobs > 1 else {}
+    one_gpu = {"CUDA_VISIBLE_DEVICES": gpus[job % len(gpus)]} if gpus else {}
+    return one_thread | one_gpu
+
+
+def start_run(
+    run: Run, preset: Preset, folders: Folders, environment: Mapping[str, str]
+) -> subprocess.Popen:
+    """Start or resume a run in a process of its own, with more environment variables."""
     save = folders.save(run)
     save.mkdir(parents=True, exist_ok=True)
-    one_thread = {"OMP_NUM_THREADS": "1"} if jobs > 1 else {}
     with open(folders.output(run), "a") as output:
         return subprocess.Popen(
             [sys.executable, str(MAIN), *run.command_line(preset, folders.data[run.row], save)],
-            env={**os.environ, **one_thread},
+            env={**os.environ, **environment},
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,

@@ -119,6 +119,32 @@ def test_memory_is_measured_in_a_process():
     assert done.stdout.strip() == "None" or 100e6 < int(done.stdout) < 2e9
 
 
+def test_memory_of_both_sides_is_measured_alike(cifar_benchmark, monkeypatch):
+    """Ours allocates its momentum before the first step, the released side in it."""
+    profiling, allocated = cifar_benchmark.profiling, [1000]
+    monkeypatch.setattr(profiling, "peak_resident", lambda: sum(allocated))
+    model = torch.nn.Linear(8, 1, bias=False)
+    weights, activations = 32, 500
+
+    def side(in_make, in_step):
+        def make():
+            allocated.append(in_make)
+            steps = iter([in_step, 0])
+            return model, lambda: allocated.append(next(steps))
+
+        return profiling.measure_memory(make, CPU, 1)
+
+    assert side(2 * weights, weights + activations) == activations
+    assert side(weights, 2 * weights + activations) == activations
+
+
+def test_released_loaders_pin_memory_if_there_is_a_gpu(cifar_benchmark, monkeypatch):
+    for available in (False, True):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda value=available: value)
+        loader = cifar_benchmark.released_data.loader([0], 1, 0, train=True)
+        assert loader.pin_memory == available
+
+
 def test_rows_without_training(cifar_benchmark, monkeypatch, capsys):
     monkeypatch.setattr(cifar_benchmark.cifar_parts, "REPEATS", 1)
     assert cifar_benchmark.cifar.main(["--row", "loss", "--row", "inference", "--rounds", "1"]) == 0
@@ -144,6 +170,9 @@ def test_imagenet_evaluation(imagenet_benchmark, tmp_path):
     assert exact.what.startswith("evaluation, resnet18, 2 photographs")
     largest = [float(row.remarks.split()[3]) for row in (exact, half)]
     assert largest[0] < 1e-4 < largest[1] < 0.1
+    (row,) = imagenet_benchmark.imagenet_parts.reading(setup)
+    assert row.what == "reading 1 photographs in one process"
+    assert float(row.remarks.split()[0]) > 1
 
 
 def test_imagenet_training_step(imagenet_benchmark):
@@ -166,9 +195,10 @@ def test_refusals(cifar_benchmark, words, capsys):
 
 def test_imagenet_refusals(imagenet_benchmark, tmp_path, capsys):
     assert imagenet_benchmark.imagenet.main([]) == 2
+    assert imagenet_benchmark.imagenet.main(["--row", "reading"]) == 2
     assert imagenet_benchmark.imagenet.main([str(tmp_path)]) == 2
     errors = capsys.readouterr().err
-    assert errors.count("\n") == 2 and "IMAGENET" in errors
+    assert errors.count("\n") == 3 and errors.count("IMAGENET") == 2
 
 
 def test_shares_on_a_gpu_count_each_kernel_once(cifar_benchmark):

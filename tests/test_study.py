@@ -7,6 +7,7 @@ import threading
 import time
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 from conftest import ROOT
@@ -18,7 +19,8 @@ import os, sys, time
 save = next(word[7:] for word in sys.argv if word.startswith("--save="))
 print("starting\\nerror: of the decoy\\n")
 with open(os.path.join(save, "pid"), "w") as file:
-    file.write(f"{os.getpid()} {os.environ.get('OMP_NUM_THREADS')}")
+    names = ("OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES")
+    file.write(" ".join([str(os.getpid()), *(os.environ[name] for name in names)]))
 time.sleep(0 if "dks" in save else 60)
 sys.exit(2)
 """
@@ -221,6 +223,8 @@ def test_failures_and_signals(study, run_study, scaled, images, monkeypatch, tmp
     decoy = tmp_path / "decoy.py"
     decoy.write_text(DECOY)
     monkeypatch.setattr(study.run, "MAIN", decoy)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
     assert run_study(images, *TINY, "--rows", "dks", "dks-dropout") == 2
     out, errors = capsys.readouterr()
     assert out.count("FAILED") == 2 and "error: of the decoy (0 left)" in out
@@ -239,11 +243,58 @@ def test_failures_and_signals(study, run_study, scaled, images, monkeypatch, tmp
     rows = ["--rows", "baseline", "baseline-dropout"]
     assert run_study(images, *TINY, *rows, "--jobs", "2") == 143
     assert "stopped by SIGTERM" in capsys.readouterr().err
-    for path in pids:
-        pid, threads = path.read_text().split()
-        assert threads == "1"
+    for path, gpu in zip(pids, ("3", "5"), strict=True):
+        pid, *environment = path.read_text().split()
+        assert environment == ["1", gpu]
         with pytest.raises(ProcessLookupError):
             os.kill(int(pid), 0)
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (None, ["0", "1", "2"]),
+        ("1,GPU-8f", ["1", "GPU-8f"]),
+        ("2, 0", ["2", "0"]),
+        ("0,-1,1", ["0"]),  # CUDA ignores what follows an invalid name
+        ("", []),
+    ],
+)
+def test_gpus_are_those_that_cuda_shows(study, monkeypatch, given, expected):
+    monkeypatch.setattr(study.run.torch.cuda, "device_count", lambda: 3)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if given is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", given)
+    assert study.run.visible_gpus() == expected
+
+
+@pytest.mark.parametrize(
+    ("gpus", "expected"), [(["4", "7"], ["4", "7", "4"]), (["4"], ["4"] * 3), ([], [None] * 3)]
+)
+def test_jobs_take_the_gpus_in_turn(study, gpus, expected):
+    jobs = [study.run.run_environment(job, 3, gpus) for job in range(3)]
+    assert [job.get("CUDA_VISIBLE_DEVICES") for job in jobs] == expected
+
+
+def test_a_run_gets_the_gpu_of_the_one_that_ended(study, monkeypatch, tmp_path):
+    """The second run goes on until the other ones, which fail at once, have had the first GPU."""
+    started = []
+
+    def start(run, preset, folders, environment):
+        started.append(environment["CUDA_VISIBLE_DEVICES"])
+        number = len(started)
+        process = Mock(returncode=1)
+        process.poll = lambda: None if number == 2 and len(started) < 4 else 1
+        return process
+
+    monkeypatch.setattr(study.run, "start_run", start)
+    monkeypatch.setattr(study.run, "failure", lambda run, folders: "")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    preset = study.presets.PRESETS["scaled"]
+    runs = list(preset.runs())[:4]
+    folders = study.run.Folders({}, tmp_path, tmp_path)
+    assert len(study.run.train_runs(runs, preset, folders, 2)) == 4
+    assert started == ["0", "1", "0", "0"]
 
 
 @pytest.mark.parametrize(

@@ -1,23 +1,26 @@
 """The folder of a run and its lock."""
 
 import contextlib
+import errno
 import fcntl
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TextIO
 
 from .command_line import UserError
+from .owner_file import create_owner_file
 
 CHECKPOINT = "checkpoint.pt"
 LOCK = "lock"
-RUN_FILES = (CHECKPOINT, LOCK, "log.txt", "log.jsonl")
+OWNER = "lock.owner"  # on file systems without record locks
+RUN_FILES = (CHECKPOINT, LOCK, OWNER, "log.txt", "log.jsonl")
+NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP)
 
 
 def new_run_folder(name: str) -> Path:
     """Return `logs/name`, or `logs/name-2` and so on: the first that holds nothing but a lock."""
     folder, number = Path("logs", name), 1
-    while folder.exists() and any(path.name != LOCK for path in folder.iterdir()):
+    while folder.exists() and any(path.name not in (LOCK, OWNER) for path in folder.iterdir()):
         number += 1
         folder = Path("logs", f"{name}-{number}")
     return folder
@@ -38,12 +41,12 @@ def lock_run_folder(folder: Path) -> Iterator[None]:
         UserError: the folder can't be written, or another run has locked it.
     """
     # The stack closes the lock after the cleanup, so that no other run can lock a removed file.
-    with contextlib.ExitStack() as stack, remove_if_failed(folder, LOCK):
+    with contextlib.ExitStack() as stack, remove_if_failed(folder, LOCK, OWNER):
         stack.enter_context(open_lock(folder))
         yield
 
 
-def open_lock(folder: Path) -> TextIO:
+def open_lock(folder: Path) -> contextlib.AbstractContextManager:
     """Open and lock the lock file; see `lock_run_folder`."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -59,6 +62,10 @@ def open_lock(folder: Path) -> TextIO:
         is_current = False
     except OSError as error:
         lock.close()
+        if error.errno in NO_LOCKS:
+            return open_owner_file(folder, error)
+        if error.errno not in (errno.EACCES, errno.EAGAIN):
+            raise UserError(f"--save {folder}: can't be locked ({error.strerror})") from error
         raise UserError(
             f"--save {folder}: another run is writing there; wait for it or choose another folder"
         ) from error
@@ -68,9 +75,23 @@ def open_lock(folder: Path) -> TextIO:
     return open_lock(folder)
 
 
+def open_owner_file(folder: Path, reason: OSError) -> contextlib.AbstractContextManager:
+    """Lock the folder with a file of its own, because its file system has no record locks."""
+    try:
+        lock = create_owner_file(folder / OWNER)
+    except OSError as error:
+        raise UserError(f"--save {folder}: can't be written ({error.strerror})") from error
+    print(
+        f"warning: --save {folder}: its file system has no record locks ({reason.strerror}); the "
+        f"file {OWNER} locks it instead",
+        flush=True,
+    )
+    return lock
+
+
 @contextlib.contextmanager
-def remove_if_failed(folder: Path, name: str) -> Iterator[None]:
-    """If the block fails and has created nothing but the file `name` in `folder`, remove it.
+def remove_if_failed(folder: Path, *names: str) -> Iterator[None]:
+    """If the block fails and has created nothing but files of these names in `folder`, remove them.
 
     The folder and its parents are removed too if they are new.
     """
@@ -80,8 +101,10 @@ def remove_if_failed(folder: Path, name: str) -> Iterator[None]:
         yield
     except BaseException:
         with contextlib.suppress(OSError):
-            if set(os.listdir(folder)) - before == {name}:
-                (folder / name).unlink()
+            new = set(os.listdir(folder)) - before
+            if new <= set(names):
+                for name in new:
+                    (folder / name).unlink()
             for each in created:
                 each.rmdir()  # fails if it is not empty
         raise
@@ -89,7 +112,7 @@ def remove_if_failed(folder: Path, name: str) -> Iterator[None]:
 
 def refuse_run_file(flag: str, path: Path, folder: Path, log: str) -> None:
     """Raise `UserError` if `path` is one of the files that a run writes in `folder`."""
-    if path.resolve() in [(folder / name).resolve() for name in (CHECKPOINT, LOCK, log)]:
+    if path.resolve() in [(folder / name).resolve() for name in (CHECKPOINT, LOCK, OWNER, log)]:
         raise UserError(f"{flag} {path}: the run writes a file of this name; choose another name")
 
 
