@@ -18,8 +18,9 @@ from benchmarks.runner import MEASURED_DTYPES, BenchmarkSetup
 from benchmarks.timing import Row, Work, compare
 from common.sgd import make_sgd
 from data import ImageFiles
-from engine import Trainer, memory_format
+from engine import Trainer
 from evaluate import evaluate, forward
+from layout import memory_format
 from loader import Batch, evaluation_loader
 from presets import IMAGENET_MEAN, IMAGENET_STD, evaluation_transform
 from synergy import SynergyLoss
@@ -43,7 +44,7 @@ def training_step(setup: BenchmarkSetup) -> Iterator[Row]:
 def our_step(shape: tuple[int, ...], dtype: str, device: torch.device) -> tuple[nn.Module, Work]:
     """Return a network and a function that trains it one step as in `train.py`."""
     torch.manual_seed(1)
-    layout = memory_format(shape[-1], device)
+    layout = memory_format(shape[-1], device, getattr(torch, dtype))
     model = resnet.build("resnet18", num_classes=100).to(device, memory_format=layout)
     sgd = make_sgd(model, 0.1, 0.9, WEIGHT_DECAY)
     trainer = Trainer(model, SynergyLoss(), sgd, dtype=getattr(torch, dtype))

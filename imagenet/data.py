@@ -30,8 +30,8 @@ class ImageFiles(Dataset):
         paths: N image files.
         labels: N class indices.
         transform: from an RGB image to a tensor.
-        skip_unreadable: return a blank image labeled `UNREADABLE` for a file that cannot be
-            decoded, instead of raising `UserError`.
+        skip_unreadable: return a blank image labeled `UNREADABLE` for a file that cannot be read,
+            instead of raising `UserError`.
     """
 
     def __init__(
@@ -94,12 +94,17 @@ class ImageSets(NamedTuple):
 
 
 def find_image_sets(
-    data: Path, val_labels: Path | None, image_size: int, augmentation: str
+    data: Path,
+    val_labels: Path | None,
+    image_size: int,
+    augmentation: str,
+    skip_unreadable: bool = False,
 ) -> ImageSets:
     """List the images of `data/train` and of `data/val`, or `data/test`, without reading them.
 
     The classes are the folders of `train` in alphabetical order. A validation image is labeled by
-    the name of its class; some classes may have no validation images.
+    the name of its class; some classes may have no validation images. `skip_unreadable` applies to
+    the training images only; see `ImageFiles`.
 
     Raises:
         UserError: a folder is missing or empty, there is only one class, or a class of `val` is
@@ -120,6 +125,7 @@ def find_image_sets(
             PathArray(train.paths),
             np.array(train.labels),
             training_transform(augmentation, image_size),
+            skip_unreadable,
         ),
         ImageFiles(validation.paths, labels, evaluation_transform(image_size)),
     )

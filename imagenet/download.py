@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 
 from common.command_line import UserError, root_cause
+from common.downloads import download_once
 from pretrained import load_model
 
 
@@ -38,7 +39,8 @@ RELEASED_FILES = {
 def download_released_weights(arch: str, url: str | None = None, timeout_s: float = 60) -> Path:
     """Return the path of the released weights in torch's hub cache; download them if missing.
 
-    A download enters the cache only after all its keys and shapes have been checked.
+    One process of each machine downloads. A download enters the cache only after all its keys and
+    shapes have been checked.
 
     Args:
         arch: a key of `RELEASED_FILES`.
@@ -59,12 +61,19 @@ def download_released_weights(arch: str, url: str | None = None, timeout_s: floa
         except UserError as error:
             raise UserError(f"{error} (or remove the file to download it again)") from error
         return target
+    download_once([target], lambda: download_to(target, arch, url or file.url, timeout_s))
+    return target
+
+
+def download_to(target: Path, arch: str, url: str, timeout_s: float) -> None:
+    """Download weights of `arch`, check them, and move them to `target`."""
+    file = RELEASED_FILES[arch]
     target.parent.mkdir(parents=True, exist_ok=True)
     # gdown leaves a partial file behind when a download breaks off.
     with tempfile.TemporaryDirectory(prefix=".dks-", dir=target.parent) as folder:
         downloaded = Path(folder) / target.name
         try:
-            download_file(url or file.url, downloaded, timeout_s)
+            download_file(url, downloaded, timeout_s)
             check_not_html(downloaded)
             load_model(arch, downloaded)
         except UserError as error:
@@ -76,7 +85,6 @@ def download_released_weights(arch: str, url: str | None = None, timeout_s: floa
                 f"download failed: {reason}"
             ) from error
         os.replace(downloaded, target)
-    return target
 
 
 def download_file(url: str, path: Path, timeout_s: float) -> None:

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from common.distributed import broadcast_buffers, world_size, wrap_ddp
+from common.data_parallel import wrap_ddp
+from common.distributed import broadcast_buffers, world_size
 from common.metrics import MetricSums, topk_correct
-from evaluate import Scores, evaluate
+from evaluate import Scores, evaluate, forward
 from loader import Batch, TrainingLoader
 from preemption import CheckpointHook
 from progress import EpochProgress
@@ -89,6 +90,10 @@ class Trainer:
         self._micro_batches = micro_batches
         self._nonfinite_step = torch.zeros((), dtype=torch.int64, device=self.device)
 
+    def compile(self) -> None:
+        """Compile the training. Batches of each size get a graph of their own, the fastest one."""
+        self.parallel = torch.compile(self.parallel, dynamic=False)
+
     def train_epoch(
         self,
         loader: TrainingLoader,
@@ -129,6 +134,8 @@ class Trainer:
         Returns:
             The mean loss of this process's images, a scalar on the device.
         """
+        if not len(batch.labels):
+            return self._skip_step(batch)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.optimizer.zero_grad(set_to_none=True)
@@ -140,6 +147,14 @@ class Trainer:
         self.step += 1
         self._nonfinite_step.masked_fill_((self._nonfinite_step == 0) & ~loss.isfinite(), self.step)
         return loss
+
+    def _skip_step(self, batch: Batch) -> Tensor:
+        """Count a step without update: no image of the whole batch can be read."""
+        classifiers, losses = 1 + len(self.model.branches), len(Losses._fields)
+        zeros = torch.zeros(classifiers), torch.zeros(losses)
+        self.sums.add(top1=zeros[0], losses=zeros[1], unreadable=batch.unreadable)
+        self.step += 1
+        return torch.zeros((), device=self.device)
 
     def _accumulate_gradients(self, batch: Batch) -> Tensor:
         """Compute the gradients of the mean loss over the whole batch.
@@ -153,10 +168,12 @@ class Trainer:
         parts = min(self._micro_batches, len(batch.labels))
         images, labels = batch.images.tensor_split(parts), batch.labels.tensor_split(parts)
         means = []
+        self.sums.add(unreadable=batch.unreadable)
         for part in range(parts):
             weight = len(labels[part]) / len(batch.labels)  # fraction of this process's images
             with self._no_sync() if part < parts - 1 else nullcontext():
-                logits, losses = self._forward(images[part], labels[part])
+                logits = forward(self.parallel, images[part], self._dtype)
+                losses = self._criterion(logits, labels[part])
                 total = losses.total * (weight * batch.batch_fraction * world_size())
                 self.scaler.scale(total).backward()
             means.append(losses.total.detach() * weight)
@@ -167,12 +184,6 @@ class Trainer:
     def _no_sync(self):
         """Return a context in which gradients are accumulated but not yet all-reduced."""
         return self.parallel.no_sync() if world_size() > 1 else nullcontext()
-
-    def _forward(self, images: Tensor, labels: Tensor) -> tuple[tuple[Tensor, ...], Losses]:
-        images = images.contiguous(memory_format=memory_format(images.shape[-1], self.device))
-        with torch.autocast(self.device.type, self._dtype, enabled=self._dtype != torch.float32):
-            logits = self.parallel(images)
-        return logits, self._criterion(logits, labels)
 
     def _accumulate_metrics(
         self, logits: tuple[Tensor, ...], labels: Tensor, losses: Losses, weight: float
@@ -204,13 +215,3 @@ class Trainer:
         Waits for the device.
         """
         return int(self._nonfinite_step)
-
-
-def memory_format(image_size: int, device: torch.device) -> torch.memory_format:
-    """Return the faster memory format: channels last, except for small images on a CPU.
-
-    The last feature maps of small images have 2x2 pixels or fewer, for which oneDNN's
-    channels-last kernels take twice as long as its NCHW kernels (torch 2.15, 1,024 channels).
-    """
-    small = device.type == "cpu" and image_size <= 64
-    return torch.contiguous_format if small else torch.channels_last

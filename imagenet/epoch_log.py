@@ -1,4 +1,5 @@
-"""Log of a training run: a line in `log.jsonl`, TensorBoard scalars and a printed line per epoch.
+"""What is reported of a run: at its start, and of each epoch in `log.jsonl`, TensorBoard scalars
+and a printed line.
 
 Record of an epoch:
     epoch, step: numbers of finished epochs and steps.
@@ -6,7 +7,8 @@ Record of an epoch:
     data_fingerprint: a hash of the names and sizes of the image files; older logs do not have it.
     lr: learning rate of the last step.
     train: mean losses by part (`total` is minimized) and top-1 errors of the classifiers, over the
-        augmented images of the epoch, while the weights changed.
+        augmented images of the epoch, while the weights changed; `unreadable`: number of images
+        that were skipped.
     validation: errors of the classifiers and of their ensemble.
     ema: the same for the averaged weights, if there are any.
     times: of this process, since the epoch started or was resumed. All other values do not depend
@@ -16,16 +18,36 @@ Errors are in percent, of the backbone, then of the branches from shallow to dee
 
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
+from common.batch_norm import warn_of_few_images
+from common.command_line import UserError, plural
+from common.distributed import describe_devices, print_once
+from common.gpu import describe_dtype
 from common.json_log import Log
 from common.run_logs import classifier_names
+from data import ImageSets
 from evaluate import Scores
+from schedule import Schedule
 from synergy import Losses
 from train_options import Config
 
 LOG = "log.jsonl"
 UNUSED_LOSSES = {"baseline": ("branches", "synergy"), "ds": ("synergy",)}  # always zero
+
+
+def print_start(config: Config, sets: ImageSets, schedule: Schedule, device: torch.device) -> None:
+    """Print the size of the data, where the run computes and writes, and the learning rate."""
+    print_once(
+        f"{plural(len(sets.train), 'training image')} of {plural(len(sets.class_names), 'class')}, "
+        f"{plural(len(sets.validation), 'validation image')}; "
+        f"{plural(schedule.steps_per_epoch, 'step')} per epoch"
+    )
+    computation = f"{describe_devices(device)}, {describe_dtype(config.dtype, device)}"
+    print_once(f"{computation}, output folder {config.save}")
+    print_once(str(schedule))
+    warn_of_few_images(config.batch_size, config.grad_accumulation, config.sync_bn)
 
 
 class EpochLog:
@@ -62,6 +84,8 @@ class EpochLog:
             f"{times['waiting_percent']:.0f} % waiting",
             flush=True,
         )
+        if train["unreadable"]:
+            print(f"skipped {plural(train['unreadable'], 'training image')} that cannot be read")
 
     def close(self) -> None:
         self._writer.close()
@@ -80,11 +104,20 @@ def describe_validation(record: dict) -> str:
 
 
 def train_record(totals: dict[str, Tensor], images: int) -> dict:
-    """Return the entry `train` of a record, from the sums over an epoch's images."""
+    """Return the entry `train` of a record, from the sums over an epoch's images.
+
+    Raises:
+        UserError: none of the images can be read.
+    """
+    unreadable = int(totals["unreadable"])
+    images -= unreadable
+    if not images:
+        raise UserError(f"none of the {plural(unreadable, 'training image')} can be read")
     losses = (totals["losses"] / images).tolist()
     return {
         "losses": dict(zip(Losses._fields, losses, strict=True)),
         "top1_errors": (100 - 100 * totals["top1"] / images).tolist(),
+        "unreadable": unreadable,
     }
 
 

@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 from common.command_line import UserError, is_out_of_memory, one_line, plural
 from common.metrics import MetricSums, topk_correct
 from common.signals import check_signals
+from layout import memory_format
 from loader import device_batches
 
 
@@ -132,7 +133,9 @@ def check_image_size(model: nn.Module, image_size: int, device: torch.device) ->
 
 def forward(model: nn.Module, images: Tensor, dtype: torch.dtype) -> tuple[Tensor, ...]:
     """Compute the model's logits, under autocast unless `dtype` is float32."""
-    with torch.autocast(images.device.type, dtype, enabled=dtype != torch.float32):
+    device = images.device
+    images = images.contiguous(memory_format=memory_format(images.shape[-1], device, dtype))
+    with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
         return model(images)
 
 

@@ -1,6 +1,6 @@
 """Batches of images: the resumable sampler, the training loader and the evaluation loader."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -13,6 +13,7 @@ from common.mixing import Mixing
 from common.seeds import derived_seed
 from data import AugmentedDataset, ImageFiles
 from presets import IMAGENET_MEAN, IMAGENET_STD
+from skipping import SkippedImages
 from workers import collate, worker_failure
 
 
@@ -66,11 +67,12 @@ class ResumableBatchSampler:
 
 
 class Batch(NamedTuple):
-    """This process's part of a batch, at least one image."""
+    """This process's part of a batch. Without any image: none of the whole batch can be read."""
 
     images: Tensor  # (B, 3, S, S) float32, normalized, channels last
     labels: Tensor  # (B,) int64, or (B, K) float32 if images are mixed
     batch_fraction: float  # of the whole batch's images; 0 for a placeholder that does not count
+    unreadable: int = 0  # images of this part that are left out
 
 
 class TrainingLoader:
@@ -102,6 +104,7 @@ class TrainingLoader:
         self.sampler = sampler
         self._device = device
         self._mixing = mixing
+        self._skipping = SkippedImages(mixing is not None) if files.skip_unreadable else None
         self._mean = 255 * torch.tensor(IMAGENET_MEAN, device=device).view(3, 1, 1)
         self._std = 255 * torch.tensor(IMAGENET_STD, device=device).view(3, 1, 1)
         self._loader = DataLoader(
@@ -123,13 +126,18 @@ class TrainingLoader:
             UserError: an image cannot be read.
         """
         self.sampler.start_at(epoch, first_step)
-        for step, (images, labels) in enumerate(
-            device_batches(self._loader, self._device), first_step
-        ):
+        batches = device_batches(self._readable(first_step), self._device)
+        for step, (images, labels, *counts) in enumerate(batches, first_step):
             images = images.float().sub_(self._mean).div_(self._std)
-            if self._mixing:
+            if self._mixing and len(labels):
                 images, labels = self._mixing(images, labels, epoch, step)
-            yield Batch(images, labels, self.sampler.batch_fraction(step))
+            yield Batch(images, labels, *counts)
+
+    def _readable(self, first_step: int) -> Iterator[tuple]:
+        """Yield the fields of `Batch`, on the CPU and without the unreadable images."""
+        for step, (images, labels) in enumerate(self._loader, first_step):
+            batch = images, labels, self.sampler.batch_fraction(step)
+            yield self._skipping(*batch) if self._skipping else batch
 
 
 def evaluation_loader(
@@ -168,16 +176,18 @@ def evaluation_loader(
     )
 
 
-def device_batches(loader: DataLoader, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
+def device_batches(loader: Iterable, device: torch.device) -> Iterator[tuple]:
     """Yield the loader's batches on `device`: images (B, 3, S, S), channels last, labels (B,).
+
+    What else is in a batch is passed through.
 
     Raises:
         UserError: an image cannot be read, or a worker died.
     """
     try:
-        for images, labels in loader:
+        for images, labels, *others in loader:
             images = images.to(device, non_blocking=True, memory_format=torch.channels_last)
-            yield images, labels.to(device, non_blocking=True)
+            yield images, labels.to(device, non_blocking=True), *others
     except UserError as error:
         # DataLoader puts the worker's traceback before the message. The traceback of this process
         # is dropped because it forms a reference cycle that would keep the workers alive.

@@ -31,13 +31,13 @@ import torch
 
 import resnet
 from common.distributed import (
-    barrier,
     describe_devices,
     distributed_context,
     print_once,
     rank,
     world_size,
 )
+from common.gpu import describe_dtype
 from common.leaving import run_script
 from common.metrics import cost
 from common.results import list_predictions, print_predictions, write_json
@@ -45,6 +45,7 @@ from common.run_folder import checkpoint_path, refuse_overwriting
 from data import ImageFiles
 from download import download_released_weights
 from evaluate import Scores, check_image_size, evaluate, predict
+from layout import memory_format
 from loader import evaluation_loader
 from presets import evaluation_transform
 from pretrained import LoadedModel, load_model, load_torchvision
@@ -88,11 +89,7 @@ def find_checkpoint(config: Config) -> Path | None:
     """Return the file to load, downloading released weights; None for torchvision's weights."""
     path = config.model_path and checkpoint_path(config.model_path)
     if config.pretrained or config.download_only:
-        arch = "resnet18" if config.arch is None else config.arch
-        # Process 0 downloads first. Processes on other machines may have a cache of their own.
-        path = download_released_weights(arch) if rank() == 0 else None
-        barrier()
-        path = path or download_released_weights(arch)
+        path = download_released_weights("resnet18" if config.arch is None else config.arch)
     if path:
         require_file("--model_path", path, "a checkpoint, or the --save folder of a run")
         if config.json:
@@ -145,12 +142,14 @@ def prepare(config: Config, loaded: LoadedModel, device: torch.device) -> None:
             size = cost(partial(network, branches), config.image_size)
             print_once(f"{config.arch} for {purpose}: {size}")
     print_once(
-        f"{describe_devices(device)}, dtype {config.dtype}, images of {config.image_size} pixels"
+        f"{describe_devices(device)}, {describe_dtype(config.dtype, device)}, images of "
+        f"{config.image_size} pixels"
     )
     # In float32 the logits stay bit-identical to training's.
     if config.dtype != "float32" and isinstance(loaded.model, resnet.DKSResNet):
         resnet.fold_batch_norms(loaded.model)
-    loaded.model.to(device, memory_format=torch.channels_last)
+    layout = memory_format(config.image_size, device, getattr(torch, config.dtype))
+    loaded.model.to(device, memory_format=layout)
     check_image_size(loaded.model, config.image_size, device)
 
 

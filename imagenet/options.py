@@ -8,7 +8,14 @@ from pathlib import Path
 from common.command_line import ArgumentParser, UserError, bounded_number, require_writable_file
 from common.flag_groups import add_device_flags
 from common.run_folder import refuse_overwriting
-from shared_flags import ARCHS, add_batch_size, add_data, add_workers, resolve_aliases
+from shared_flags import (
+    ARCHS,
+    add_batch_size,
+    add_data,
+    add_skip_unreadable,
+    add_workers,
+    resolve_aliases,
+)
 
 
 @dataclass(frozen=True)
@@ -127,11 +134,7 @@ def add_data_flags(group) -> None:
         help="side of the center crop in pixels; images are resized to 256/224 of it first "
         "(default: that of training if the checkpoint names it, otherwise 224)",
     )
-    group.add_argument(
-        "--skip-unreadable",
-        action="store_true",
-        help="skip and count images that cannot be read instead of stopping at the first",
-    )
+    add_skip_unreadable(group, "images")
     add_workers(group, most=4)
 
 

@@ -1,8 +1,11 @@
 """Build classifiers with weights from a checkpoint file or from torchvision."""
 
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
+from urllib.parse import urlparse
 
+import torch
 import torchvision
 from torch import Tensor, nn
 
@@ -10,6 +13,7 @@ import resnet
 from common import checkpoint
 from common.command_line import UserError, plural, root_cause
 from common.distributed import print_once
+from common.downloads import download_once
 from weights import Metadata, read_checkpoint
 
 
@@ -129,15 +133,19 @@ def load_torchvision(arch: str, name: str) -> LoadedModel:
         raise UserError(
             f"--torchvision-weights {name}: for {arch} expected {' or '.join(known.__members__)}"
         )
+    weights = known[name]
+    cached = Path(torch.hub.get_dir(), "checkpoints", Path(urlparse(weights.url).path).name)
     try:
-        network = torchvision.models.get_model(arch, weights=known[name])
+        build = partial(torchvision.models.get_model, arch, weights=weights)
+        download_once([cached], build)  # torch.hub moves the file there when it is complete
+        network = build()
     except (OSError, RuntimeError) as error:  # RuntimeError if the hash of the file is wrong
         raise UserError(
             f"--torchvision-weights {name}: connect to the internet and try again, or download "
-            f"{known[name].url} elsewhere and give it as --model_path FILE; the download failed: "
+            f"{weights.url} elsewhere and give it as --model_path FILE; the download failed: "
             f"{root_cause(error)}"
         ) from error
-    num_classes = len(known[name].meta["categories"])
+    num_classes = len(weights.meta["categories"])
     return LoadedModel(TupleOutput(network.eval()), num_classes, Metadata(arch), False)
 
 

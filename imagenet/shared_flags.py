@@ -26,6 +26,14 @@ def add_data(group, contents: str) -> None:
     )
 
 
+def add_skip_unreadable(group, images: str) -> None:
+    group.add_argument(
+        "--skip-unreadable",
+        action="store_true",
+        help=f"skip and count {images} that cannot be read instead of stopping at the first",
+    )
+
+
 def add_workers(group, most: int) -> None:
     """Add the flag with a default of one worker per CPU core, `most` at most."""
     group.add_argument(

@@ -28,7 +28,8 @@ from torch.utils.data import DataLoader
 
 import train_state
 import weights
-from common.distributed import barrier, describe_devices, distributed_context, print_once, rank
+from common.batch_norm import synchronize_batch_norms
+from common.distributed import barrier, distributed_context, print_once, rank
 from common.leaving import run_script
 from common.metrics import cost
 from common.mixing import make_mixing
@@ -37,9 +38,10 @@ from common.sgd import make_sgd
 from common.signals import Interrupted
 from common.stopping import PreemptionGuard
 from data import ImageSets, find_image_sets
-from engine import ModelEma, Trainer, memory_format
-from epoch_log import LOG, EpochLog, train_record, validation_record
+from engine import ModelEma, Trainer
+from epoch_log import LOG, EpochLog, print_start, train_record, validation_record
 from evaluate import catch_out_of_memory
+from layout import memory_format
 from loader import ResumableBatchSampler, TrainingLoader, evaluation_loader
 from preemption import CheckpointHook
 from progress import EpochProgress
@@ -59,10 +61,15 @@ def run(config: Config) -> None:
     if config.export:
         refuse_run_file("--export", config.export, config.save, LOG)
     with distributed_context(config.device) as device, catch_out_of_memory():
-        torch.backends.cudnn.benchmark = True  # image sizes do not change
+        # Tries all algorithms for each new shape: that of full batches and of a partial last one.
+        torch.backends.cudnn.benchmark = True
         # The images come first: a run that is refused because of them leaves no folder behind.
         sets = find_image_sets(
-            config.data, config.val_labels, config.image_size, config.augmentation
+            config.data,
+            config.val_labels,
+            config.image_size,
+            config.augmentation,
+            config.skip_unreadable,
         )
         barrier()  # all processes have chosen the folder before it is created
         with lock_run_folder(config.save) if rank() == 0 else nullcontext():
@@ -88,17 +95,6 @@ def train(config: Config, sets: ImageSets, device: torch.device) -> None:
         export(config, trainer, sets)
 
 
-def print_start(config: Config, sets: ImageSets, schedule: Schedule, device: torch.device) -> None:
-    """Print the size of the data, where the run computes and writes, and the learning rate."""
-    print_once(
-        f"{plural(len(sets.train), 'training image')} of {plural(len(sets.class_names), 'class')}, "
-        f"{plural(len(sets.validation), 'validation image')}; "
-        f"{plural(schedule.steps_per_epoch, 'step')} per epoch"
-    )
-    print_once(f"{describe_devices(device)}, dtype {config.dtype}, output folder {config.save}")
-    print_once(str(schedule))
-
-
 def export(config: Config, trainer: Trainer, sets: ImageSets) -> None:
     """Write the backbone, with the averaged weights if there are any."""
     model = trainer.ema.model if trainer.ema else trainer.model
@@ -117,7 +113,11 @@ def make_trainer(config: Config, num_classes: int, device: torch.device) -> Trai
         size = cost(partial(network, with_branches), config.image_size)
         print_once(f"{config.arch} for {purpose}: {size}")
     torch.manual_seed(config.seed)
-    model = network(branches).to(device, memory_format=memory_format(config.image_size, device))
+    dtype = getattr(torch, config.dtype)
+    layout = memory_format(config.image_size, device, dtype)
+    model = network(branches).to(device, memory_format=layout)
+    if config.sync_bn:
+        model = synchronize_batch_norms(model, device)
     criterion = SynergyLoss(
         config.method,
         config.direction,
@@ -130,11 +130,11 @@ def make_trainer(config: Config, num_classes: int, device: torch.device) -> Trai
         criterion,
         make_sgd(model, config.lr, config.momentum, config.weight_decay),
         ModelEma(model, config.ema) if config.ema else None,
-        getattr(torch, config.dtype),
+        dtype,
         config.grad_accumulation,
     )
     if config.compile:
-        trainer.parallel.compile()
+        trainer.compile()
     return trainer
 
 

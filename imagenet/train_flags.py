@@ -4,9 +4,14 @@ import argparse
 from pathlib import Path
 
 from common.command_line import ArgumentParser, bounded_number
-from common.flag_groups import add_device_flags, add_method_flags, add_regularization_flags
+from common.flag_groups import (
+    add_device_flags,
+    add_method_flags,
+    add_regularization_flags,
+    add_training_flags,
+)
 from schedule import LR_SCHEDULES
-from shared_flags import ARCHS, add_batch_size, add_data, add_workers
+from shared_flags import ARCHS, add_batch_size, add_data, add_skip_unreadable, add_workers
 
 # argparse types
 FRACTION = bounded_number(float, 0, 1)
@@ -49,6 +54,7 @@ def add_data_flags(group) -> None:
         "and aspect ratio, then resize; both flip at random (default: resized-crop for resnet152, "
         "otherwise crop)",
     )
+    add_skip_unreadable(group, "training images")
     add_workers(group, most=8)
     group.add_argument(
         "--prefetch",
@@ -137,7 +143,7 @@ def add_schedule_flags(group) -> None:
 def add_run_flags(group) -> None:
     group.add_argument("--seed", type=bounded_number(int, 0, 2**62), default=1, help="random seed")
     add_device_flags(group)
-    group.add_argument("--compile", action="store_true", help="use torch.compile")
+    add_training_flags(group)
     group.add_argument(
         "--resume",
         metavar="FILE",

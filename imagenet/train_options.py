@@ -10,9 +10,12 @@ from schedule import Schedule, default_milestones
 from shared_flags import resolve_aliases
 from train_flags import build_parser
 
-# Options that do not affect the result. `epochs` joins them unless the schedule depends on it.
+# Options that do not affect the result, except that `sync_bn` changes the statistics of batch
+# normalization, as the number of processes does. `epochs` joins them unless the schedule depends
+# on it.
 RESUME_MAY_CHANGE = (
-    *("data", "val_labels", "workers", "prefetch", "device", "compile"),
+    *("data", "val_labels", "skip_unreadable", "workers", "prefetch", "device", "compile"),
+    "sync_bn",
     *("save", "resume", "checkpoint_minutes", "log_interval", "export"),
 )
 
@@ -25,6 +28,7 @@ class Config:
     val_labels: Path | None
     image_size: int  # pixels
     augmentation: str
+    skip_unreadable: bool  # of the training images
     workers: int  # per process
     prefetch: int  # batches per worker
     arch: str
@@ -50,6 +54,7 @@ class Config:
     device: str
     dtype: str  # of convolutions and matrix products
     compile: bool
+    sync_bn: bool
     resume: str  # a path, `auto`, or empty
     save: Path | None  # None: not given
     checkpoint_minutes: float

@@ -6,7 +6,8 @@ Keys of `checkpoint.pt` (`KEYS` below):
     model, ema: state dicts. `ema` is empty without a weight average.
     optimizer, scaler: state dicts. `scaler` is empty except in float16.
     step, epoch: numbers of finished steps and epochs.
-    sums: of losses and correct predictions in the current epoch, over all processes.
+    sums: of losses, correct predictions and unreadable images in the current epoch, over all
+        processes. Older checkpoints have no number of unreadable images, which is then 0.
     images: number of training images.
     processes: number of processes of the run that saved it.
     options: of the command line.
@@ -194,6 +195,9 @@ def load_progress(trainer: Trainer, content: dict, steps: int, source: Path) -> 
     epoch, step, sums = content["epoch"], content["step"], content["sums"]
     classifiers = 1 + len(trainer.model.branches)
     expected = {"top1": torch.zeros(classifiers), "losses": torch.zeros(len(Losses._fields))}
+    expected["unreadable"] = torch.zeros(())
+    if sums:
+        sums = {"unreadable": torch.zeros(()), **sums}
     if step == epoch * steps:
         expected = {}
     valid = sums.keys() == expected.keys() and not any(

@@ -95,7 +95,7 @@ def test_memory_format_depends_on_the_image_size_on_a_cpu(imagenet, size, channe
             seen.append(features.is_contiguous(memory_format=torch.channels_last))
             return (features.mean((2, 3)),)
 
-    memory_format = imagenet.engine.memory_format(size, CPU)
+    memory_format = imagenet.layout.memory_format(size, CPU, torch.float32)
     network = Network(torch.nn.Conv2d(3, 4, 3)).to(memory_format=memory_format)
     sgd = torch.optim.SGD(network.parameters(), lr=0.1)
     trainer = imagenet.engine.Trainer(network, imagenet.synergy.SynergyLoss(), sgd)

@@ -1,23 +1,17 @@
 """Datasets as uint8 tensors in memory: CIFAR, the bundled digits, and image folders."""
 
-import io
-import sys
-from contextlib import redirect_stderr
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
-from torchvision import datasets
-from torchvision.datasets.utils import calculate_md5, check_integrity
 
-from common.command_line import UserError, plural, root_cause
-from common.distributed import main_process_first, print_once, rank
+from cifar import CIFAR, provide_cifar
+from common.command_line import UserError, plural
+from common.distributed import print_once
 from common.images import list_images, read_squares
-from common.run_folder import remove_if_failed
 
-CIFAR = {"CIFAR10": datasets.CIFAR10, "CIFAR100": datasets.CIFAR100}
 # Normalization of the released code, for both CIFAR-10 and CIFAR-100.
 CIFAR_MEAN = (125.3 / 255, 123.0 / 255, 113.9 / 255)
 CIFAR_STD = (63.0 / 255, 62.1 / 255, 66.7 / 255)
@@ -96,56 +90,13 @@ def load_dataset(
 
 def load_cifar(name: str, root: Path, with_train: bool) -> tuple[dict[str, Split], list[str]]:
     """Load CIFAR-10 or CIFAR-100 from the official files in `root`; download missing files."""
-    root = find_cifar(name, root)
+    root = provide_cifar(name, root)
     splits = {}
     for part in ("train", "test") if with_train else ("test",):
-        with main_process_first():
-            cifar = open_cifar(name, root, part == "train")
+        cifar = CIFAR[name](root, train=part == "train")
         pixels = torch.from_numpy(cifar.data).permute(0, 3, 1, 2).contiguous()
         splits[part] = Split(pixels, torch.tensor(cifar.targets))
     return splits, list(cifar.classes)
-
-
-def find_cifar(name: str, root: Path) -> Path:
-    """Return the folder that contains the folder of the official files, given either of them.
-
-    Raises:
-        UserError: a file is damaged, or the folder is one of images.
-    """
-    cifar = CIFAR[name]
-    if root.resolve().name == cifar.base_folder and not (root / cifar.base_folder).exists():
-        root = root.resolve().parent
-    files = root / cifar.base_folder
-    images = [part for part in ("train", "test", "val") if (root / part).is_dir()]
-    if images and not files.exists():
-        raise UserError(
-            f"--dataroot {root}: has no {cifar.base_folder}/ but a folder {images[0]}/; for a "
-            "folder of images use --dataset folder"
-        )
-    meta = (cifar.meta["filename"], cifar.meta["md5"])
-    for file, md5 in (*cifar.train_list, *cifar.test_list, meta):
-        path = files / file
-        if path.is_file() and not check_integrity(path, md5):
-            raise UserError(
-                f"{path} is damaged: expected the MD5 checksum {md5}, found {calculate_md5(path)}; "
-                "use an undamaged copy, or remove the file to download it again"
-            )
-    return root
-
-
-def open_cifar(name: str, root: Path, train: bool) -> datasets.CIFAR10:
-    """Open one part of the official files. Process 0 downloads them if they are missing."""
-    cifar = CIFAR[name]
-    # torchvision shows a progress bar even if the output is redirected to a file.
-    stderr = sys.stderr if sys.stderr.isatty() else io.StringIO()
-    try:
-        with remove_if_failed(root, cifar.filename), redirect_stderr(stderr):
-            return cifar(root, train=train, download=rank() == 0)
-    except (OSError, RuntimeError, ValueError, KeyError, EOFError) as error:
-        raise UserError(
-            f"{name} is not in {root} and can't be downloaded ({root_cause(error)}); download "
-            f"{cifar.url} and unpack it in {root}, or use --dataset digits, which needs no download"
-        ) from error
 
 
 def load_digits() -> tuple[dict[str, Split], list[str]]:

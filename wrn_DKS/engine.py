@@ -6,11 +6,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from common.batch_norm import synchronize_batch_norms
 from common.command_line import UserError
-from common.distributed import broadcast_buffers, world_size, wrap_ddp
+from common.data_parallel import wrap_ddp
+from common.distributed import broadcast_buffers, world_size
 from common.metrics import MetricSums, topk_correct
 from common.progress import Progress
 from common.sgd import clear_momentum, make_sgd
+from layout import memory_format
 from loader import Batch, Batches
 from options import Config
 from schedule import StepSchedule
@@ -53,7 +56,7 @@ class Trainer:
         dtype: torch.dtype,
         device: torch.device,
     ):
-        self.memory_format = memory_format(model)
+        self.memory_format = memory_format(model, device, dtype)
         self.model = model.to(device, memory_format=self.memory_format)
         self.criterion = criterion
         self.schedule = schedule
@@ -63,6 +66,10 @@ class Trainer:
         self.dtype = dtype
         self.device = device
         self._parallel = wrap_ddp(self.model, device)
+
+    def compile(self) -> None:
+        """Compile the training. Batches of each size get a graph of their own, the fastest one."""
+        self._parallel = torch.compile(self._parallel, dynamic=False)
 
     def train_epoch(
         self, batches: Batches, epoch: int, progress: Progress, seed: int
@@ -142,8 +149,11 @@ def make_trainer(config: Config, num_classes: int, device: torch.device, branche
     """Build the network and its trainer for these options."""
     dropout = DROPOUT if config.dropout else 0.0
     torch.manual_seed(config.seed)
-    return Trainer(
-        WideResNet(config.depth, config.width, num_classes, dropout, branches),
+    model = WideResNet(config.depth, config.width, num_classes, dropout, branches)
+    if config.sync_bn:
+        model = synchronize_batch_norms(model, device)
+    trainer = Trainer(
+        model,
         SynergyLoss(
             config.method,
             config.direction,
@@ -156,21 +166,9 @@ def make_trainer(config: Config, num_classes: int, device: torch.device, branche
         getattr(torch, config.dtype),
         device,
     )
-
-
-def memory_format(model: nn.Module) -> torch.memory_format:
-    """Return channels last, which is faster, unless the network is too narrow for it.
-
-    In oneDNN, the backward pass of a strided 1x1 convolution in channels last writes out of bounds
-    if there are fewer channels than floats in a vector register (up to 16). With torch 2.14 on a
-    CPU with AVX2, networks narrower than WRN-d-0.5 crashed.
-    """
-    narrow = any(
-        conv.kernel_size == (1, 1) and conv.in_channels < 16
-        for conv in model.modules()
-        if isinstance(conv, nn.Conv2d)
-    )
-    return torch.contiguous_format if narrow else torch.channels_last
+    if config.compile:
+        trainer.compile()
+    return trainer
 
 
 def scale_for_ddp(loss: Tensor, batch: Batch) -> Tensor:

@@ -7,6 +7,7 @@ import torch
 from common import checkpoint
 from common.command_line import UserError, plural
 from common.distributed import describe_devices, print_once, rank, world_size
+from common.gpu import describe_dtype
 from common.images import read_squares
 from common.results import list_predictions, print_predictions, write_json
 from common.stopping import PreemptionGuard
@@ -75,7 +76,7 @@ def print_computation(
     epoch = loaded.content.get("epoch")
     trained = "" if epoch is None else f", trained for {plural(epoch, 'epoch')}"
     print_once(f"{loaded.source}: {config.network}{trained}")
-    print_once(f"{describe_devices(device)}, dtype {config.dtype}, {images}")
+    print_once(f"{describe_devices(device)}, {describe_dtype(config.dtype, device)}, {images}")
     dtype = loaded.options.get("dtype", config.dtype)
     if dtype != config.dtype:
         print_once(f"note: it was trained with --dtype {dtype}, which may give other results")

@@ -10,6 +10,7 @@ from common.flag_groups import (
     add_method_flags,
     add_prediction_flags,
     add_regularization_flags,
+    add_training_flags,
 )
 
 # The same as in `data`, which would take seconds to import: sides in pixels.
@@ -146,6 +147,7 @@ def add_run_flags(group) -> None:
         "--seed", metavar="N", type=bounded_number(int, 0, 2**62), default=1, help="random seed"
     )
     add_device_flags(group)
+    add_training_flags(group)
     group.add_argument(
         "--test_every",
         metavar="N",

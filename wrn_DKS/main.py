@@ -23,7 +23,9 @@ if __name__ == "__main__" and {"-h", "--help"} & set(sys.argv[1:]):
 
 import torch
 
+from common.batch_norm import warn_of_few_images
 from common.distributed import barrier, describe_devices, distributed_context, print_once, rank
+from common.gpu import describe_dtype
 from common.leaving import run_script
 from common.mixing import make_mixing
 from common.progress import Progress
@@ -47,7 +49,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(config: Config) -> None:
     with distributed_context(config.device) as device:
-        torch.backends.cudnn.benchmark = True  # image sizes do not change
+        # Tries all algorithms for each new shape: that of full batches and of a partial last one.
+        torch.backends.cudnn.benchmark = True
         if config.predict:
             predict(config, device)
         elif config.evaluate:
@@ -78,7 +81,9 @@ def train(config: Config, device: torch.device) -> None:
             print_once(trainer.schedule.describe(config.epochs))
         else:
             print_once(f"the run of {plural(finished, 'epoch')} is already finished")
-        print_once(f"{describe_devices(device)}, dtype {config.dtype}, output folder {folder}")
+        computation = f"{describe_devices(device)}, {describe_dtype(config.dtype, device)}"
+        print_once(f"{computation}, output folder {folder}")
+        warn_of_few_images(config.batch_size, 1, config.sync_bn)
         test = train_epochs(config, trainer, data, folder, finished)
         report(config, trainer, data.info, test, folder / CHECKPOINT)
 

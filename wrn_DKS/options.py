@@ -38,6 +38,8 @@ class Config:
     seed: int
     dtype: str
     device: str
+    compile: bool
+    sync_bn: bool
     test_every: int
     save: Path | None
     resume: str
@@ -69,11 +71,12 @@ class Config:
 
 
 NOT_LOGGED = ("predict", "json", "given")
-# Options that do not affect the numbers of an epoch.
+# Options that do not affect the numbers of an epoch, except that `sync_bn` changes the statistics
+# of batch normalization, as the number of processes does.
 RESUME_MAY_CHANGE = (
-    "dataroot", "nthread", "epochs", "device", "test_every", "resume", "save", "evaluate", "export",
-    "random_scheme",
-)  # fmt: skip
+    *("dataroot", "nthread", "epochs", "device", "compile", "sync_bn", "test_every"),
+    *("resume", "save", "evaluate", "export", "random_scheme"),
+)
 RESUME_MUST_MATCH = tuple(
     field.name for field in fields(Config) if field.name not in RESUME_MAY_CHANGE + NOT_LOGGED
 )

@@ -96,6 +96,20 @@ def add_device_flags(group) -> None:
     )
 
 
+def add_training_flags(group) -> None:
+    group.add_argument(
+        "--compile",
+        action="store_true",
+        help="train with torch.compile; evaluation is not compiled",
+    )
+    group.add_argument(
+        "--sync-bn",
+        action="store_true",
+        help="with several GPUs, compute the statistics of batch normalization over the whole "
+        "batch",
+    )
+
+
 def gpu_device(text: str) -> str:
     return f"cuda:{bounded_number(int, 0)(text)}"
 

@@ -43,7 +43,13 @@ def distributed_context(device: str) -> Iterator[torch.device]:
         if "TORCHELASTIC_RUN_ID" in os.environ:
             store = fresh_store_prefix(store, own_rank, count)
         backend = "nccl" if chosen.type == "cuda" else "gloo"
-        dist.init_process_group(backend, store=store, rank=own_rank, world_size=count)
+        dist.init_process_group(
+            backend,
+            store=store,
+            rank=own_rank,
+            world_size=count,
+            device_id=chosen if chosen.type == "cuda" else None,  # that of this process's NCCL
+        )
     try:
         yield chosen
         if store is not None:
@@ -119,6 +125,11 @@ def rank() -> int:
     return dist.get_rank() if dist.is_initialized() else 0
 
 
+def local_rank() -> int:
+    """Return the rank of this process among those of its machine; without torchrun, its rank."""
+    return int(os.environ.get("LOCAL_RANK", rank()))
+
+
 def world_size() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
@@ -163,16 +174,6 @@ def barrier() -> None:
         dist.barrier()
 
 
-@contextlib.contextmanager
-def main_process_first() -> Iterator[None]:
-    """Run the block on process 0 before the other processes, for example to download data."""
-    if rank() != 0:
-        barrier()
-    yield
-    if rank() == 0:
-        barrier()
-
-
 def print_once(text: str) -> None:
     """Print a line on process 0 only."""
     if rank() == 0:
@@ -191,15 +192,3 @@ def shard(count: int) -> slice:
     each, left = divmod(count, world_size())
     start = rank() * each + min(rank(), left)
     return slice(start, start + each + (rank() < left))
-
-
-def wrap_ddp(model: nn.Module, device: torch.device) -> nn.Module:
-    """Wrap the model in DistributedDataParallel if there is a process group.
-
-    In training, batch norm then uses the statistics of each process's part of the batch. The
-    running statistics are those of process 0.
-    """
-    if not dist.is_initialized():
-        return model
-    ids = [device.index] if device.type == "cuda" else None
-    return nn.parallel.DistributedDataParallel(model, device_ids=ids)

@@ -1,6 +1,9 @@
 """Image files: which ones a folder contains, and how they are decoded."""
 
+import io
 import os
+import sys
+import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -8,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torchvision.datasets.folder import IMG_EXTENSIONS
 from tqdm import tqdm
@@ -16,6 +19,8 @@ from tqdm import tqdm
 from .command_line import UserError, one_line
 from .distributed import rank
 from .signals import check_signals
+
+RETRY_PAUSES_S = (0.25, 1.0, 4.0)  # before each further attempt to read a file
 
 
 class ImageListing(NamedTuple):
@@ -67,16 +72,35 @@ def list_files(folder: Path) -> Iterator[str]:
         yield from (os.path.join(root, file) for file in files)
 
 
+def read_file(path: Path) -> bytes:
+    """Read a file. Try again after errors that can pass, as those of network file systems do.
+
+    Raises:
+        OSError: the file can't be read, after the last attempt or for a lasting reason.
+    """
+    for pause_s in RETRY_PAUSES_S:
+        try:
+            return path.read_bytes()
+        except (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError):
+            raise
+        except OSError as error:
+            reason = error.strerror or one_line(error, 150)
+            print(f"{path}: {reason}; trying again in {pause_s:g} s", file=sys.stderr)
+            time.sleep(pause_s)
+    return path.read_bytes()
+
+
 def read_rgb(path: Path) -> Image.Image:
     """Decode an image and convert it to RGB with PIL, without applying EXIF rotation.
 
     16-bit grayscale, which PIL would clip to white, is scaled to 8 bits instead.
 
     Raises:
-        UserError: the file can't be opened or decoded; the message begins with its path.
+        UserError: the file can't be read (see `read_file`) or decoded; the message begins with
+            its path.
     """
     try:
-        with Image.open(path) as image:
+        with Image.open(io.BytesIO(read_file(path))) as image:
             # PIL itself only warns about decompression bombs.
             if image.width * image.height > Image.MAX_IMAGE_PIXELS:
                 raise ValueError(
@@ -88,6 +112,8 @@ def read_rgb(path: Path) -> Image.Image:
             return image.convert("RGB")
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file; give the path of an image") from error
+    except UnidentifiedImageError as error:  # whose message names the buffer
+        raise UserError(f"{path}: not an image that can be read (unknown format)") from error
     except Exception as error:  # a decoder can raise almost any exception on a damaged file
         raise UserError(
             f"{path}: not an image that can be read ({one_line(error, 150)})"

@@ -9,9 +9,11 @@ from .run_logs import Run
 
 METHODS = ("baseline", "ds", "dks")  # in the order of the table
 
-# Options that do not affect the result, of both folders and of the released code.
+# Options that do not affect the result, of both folders and of the released code; `sync_bn` only as
+# the number of processes does.
 NO_EFFECT = {
     *("data", "dataroot", "val_labels", "nthread", "workers", "prefetch", "device", "compile"),
+    *("skip_unreadable", "sync_bn"),
     *("ngpu", "gpu_id", "save", "resume", "checkpoint_minutes", "log_interval", "test_every"),
     *("evaluate", "predict", "json", "export", "epochs", "seed", "random_scheme"),
 }
