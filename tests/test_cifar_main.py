@@ -120,12 +120,10 @@ def test_dropout_depends_only_on_the_seed(cifar_main, tmp_path):
     assert_same_run(tmp_path / "a", tmp_path / "b")
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "half"])
-def test_half_precision_trains_and_resumes(cifar_main, tmp_path, dtype):
-    save = ("--save", tmp_path / "x")
-    assert cifar_main("--epochs", 1, "--dtype", dtype, *save) == 0
-    full_name = dtype.replace("half", "float16")
-    assert cifar_main("--epochs", 2, "--dtype", full_name, *save, "--resume", "auto") == 0
+def test_bfloat16_trains_and_resumes(cifar_main, tmp_path):
+    words = ("--dtype", "bfloat16", "--save", tmp_path / "x")
+    assert cifar_main("--epochs", 1, *words) == 0
+    assert cifar_main("--epochs", 2, *words, "--resume", "auto") == 0
     assert records(tmp_path / "x")[-1]["train_loss"] < 20
 
 
