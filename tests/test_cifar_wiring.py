@@ -66,13 +66,20 @@ def sizes(seen):
     return len(batch.labels), len(test.labels)
 
 
+def mixing(seen):
+    """Return alpha by the name of the transform, once the batches are seen to be mixed."""
+    assert next(seen.batches.epoch(0)).labels.shape == (256, 10)
+    return {type(each).__name__: each.alpha for each in seen.batches._mixing._mix.transforms}
+
+
 def seeds(seen):
-    """Whether network, order of the batches and dropout have the seed 5."""
+    """Whether network, order, mixing and dropout have the seed 5."""
     torch.manual_seed(5)
     network = seen.wrn.wide_resnet.WideResNet(10, 0.25, 10)
     split = seen.wrn.data.load_dataset("digits", None, 8, 1)
     arguments = (split.train, split.info, 256, torch.device("cpu"))
-    batches = seen.wrn.loader.AugmentedBatches(*arguments, seed=5, flip=False)
+    mixed = seen.wrn.mixing.make_mixing(1, 0, 10, 5)
+    batches = seen.wrn.loader.AugmentedBatches(*arguments, seed=5, flip=False, mixing=mixed)
     return (
         torch.equal(network.stem.weight, seen.trainer.model.stem.weight),
         torch.equal(next(batches.epoch(3)).labels, next(seen.batches.epoch(3)).labels),
@@ -99,13 +106,18 @@ def logits_dtype(seen):
         ("direction", "--direction top-down", lambda s: s.trainer.criterion.direction, "top-down"),
         ("aux_weight", "--aux-weight 0.3", lambda s: s.trainer.criterion.aux_weight, 0.3),
         ("synergy_weight", "--synergy-weight 3", lambda s: s.trainer.criterion.synergy_weight, 3),
+        ("label_smoothing", "--label-smoothing 0.3", lambda s: s.trainer.criterion.label_smoothing,
+         0.3),
+        ("mixup", "--mixup 0.3", mixing, {"MixUp": 0.3}),
+        ("cutmix", "--cutmix 2", mixing, {"CutMix": 2}),
+        ("cutmix", "--cutmix 2 --mixup 3", mixing, {"MixUp": 3, "CutMix": 2}),
         ("batch_size", "--batch_size 99", sizes, (99, 99)),
         ("lr", "--lr 0.4 --epoch_step []", rates, [0.4] * 4),
         ("epoch_step", "--epoch_step [2,4]", rates, [0.1, 0.02, 0.02, 0.004]),
         ("lr_decay_ratio", "--lr_decay_ratio 0.5 --epoch_step [2]", rates, [0.1, *[0.05] * 3]),
         ("weight_decay", "--weight_decay 0.3", lambda s: group(s)["weight_decay"], 0.3),
         ("weight_decay", "", lambda s: group(s)["weight_decay"], 5e-4),
-        ("seed", "--seed 5", seeds, (True, True, 5)),
+        ("seed", "--seed 5 --mixup 1", seeds, (True, True, 5)),
         ("dtype", "--dtype bfloat16", logits_dtype, torch.bfloat16),
         ("dtype", "--dtype half", lambda s: s.trainer.scaler.is_enabled(), True),
         ("dtype", "--dtype bfloat16", lambda s: s.trainer.scaler.is_enabled(), False),

@@ -92,12 +92,21 @@ def torch_loaders(seen):
     return seen.loader._loader, seen.validation_loader
 
 
+def mixing(seen):
+    """Return alpha by the name of the transform, once the batches are seen to be mixed."""
+    assert next(seen.loader.epoch(0)).labels.shape == (4, 3)
+    return {type(each).__name__: each.alpha for each in seen.loader._mixing._mix.transforms}
+
+
 def seeds(seen):
-    """Whether network, order and augmentation have the seed 5."""
+    """Whether network, order, augmentation and mixing have the seed 5."""
     torch.manual_seed(5)
     network, loader = TinyNetwork("", num_classes=3), seen.imagenet.loader
-    sampler = loader.ResumableBatchSampler(13, 4, seed=5)
-    expected = loader.TrainingLoader(seen.loader.files, sampler, 5, 0, 2, torch.device("cpu"), None)
+    sampler = loader.ResumableBatchSampler(13, 4, 5, with_previous=True)
+    mixed = seen.imagenet.mixing.make_mixing(1, 0, 3, 5)
+    expected = loader.TrainingLoader(
+        seen.loader.files, sampler, 5, 0, 2, torch.device("cpu"), None, mixed
+    )
     other, batch = next(expected.epoch(1)), next(seen.loader.epoch(1))
     same = torch.equal(network.fc.weight, seen.trainer.model.fc.weight)
     return same, torch.equal(other.labels, batch.labels), torch.equal(other.images, batch.images)
@@ -162,6 +171,9 @@ def criterion(name):
         ("aux_weight", "--aux-weight 0.3", criterion("aux_weight"), 0.3),
         ("synergy_weight", "--synergy-weight 3", criterion("synergy_weight"), 3),
         ("label_smoothing", "--label-smoothing 0.3", criterion("label_smoothing"), 0.3),
+        ("mixup", "--mixup 0.3", mixing, {"MixUp": 0.3}),
+        ("cutmix", "--cutmix 2", mixing, {"CutMix": 2}),
+        ("cutmix", "--cutmix 2 --mixup 3", mixing, {"MixUp": 3, "CutMix": 2}),
         ("batch_size", "-b 3", sizes, (3, 3)),
         ("grad_accumulation", "--grad-accumulation 3", parts, [3, 2, 2]),
         ("grad_accumulation", "", parts, [7]),
@@ -176,7 +188,7 @@ def criterion(name):
         ("weight_decay", "--weight-decay 0.3", lambda s: group(s)["weight_decay"], 0.3),
         ("ema", "--ema 0.75", change_of_average, 0.25),
         ("ema", "", lambda s: s.trainer.ema, None),
-        ("seed", "--seed 5", seeds, (True, True, True)),
+        ("seed", "--seed 5 --mixup 1", seeds, (True, True, True)),
         ("device", "--device meta", lambda s: s.trainer.device.type, "meta"),
         ("dtype", "--dtype bfloat16", logits_dtype, torch.bfloat16),
         ("dtype", "", logits_dtype, torch.float32),
