@@ -2,8 +2,8 @@
 
 import json
 import os
+import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from processes import child_processes, free_ports
 from training import assert_same_run, command_line, log_records, write_data
 
 TESTS = Path(__file__).parent
@@ -22,27 +23,40 @@ torch.set_num_threads(1)
 from training import TinyNetwork
 """
 
-# train.py on TinyNetwork, for torchrun. Arguments: those of train.py.
+# train.py on TinyNetwork, for torchrun. Process 1 is killed before the second step of the second
+# epoch when it runs for the first time. Arguments: those of train.py.
 TRAIN_SCRIPT = """
+import signal
 import train
 train.build = TinyNetwork
+train_step = train.Trainer.train_step
+
+def killed(trainer, *arguments):
+    first_time = os.environ["TORCHELASTIC_RESTART_COUNT"] == "0"
+    if first_time and trainer.step == 5 and os.environ["RANK"] == "1":
+        os.kill(os.getpid(), signal.SIGKILL)
+    return train_step(trainer, *arguments)
+
+train.Trainer.train_step = killed
 sys.exit(train.main(sys.argv[1:]))
 """
 
 # Gradients of a batch of 5 and of a batch of 2 images in one, two and three processes; two use
-# micro-batches. Arguments: output folder and three free ports.
+# micro-batches. Arguments: output folder and two free ports.
 GRADIENTS_SCRIPT = """
 from common.distributed import distributed_context, rank
 from engine import Trainer
 from synergy import SynergyLoss
 from loader import Batch, ResumableBatchSampler
+from worlds import compute_in_groups
 
-def compute(path, parts):
+def compute(processes):
     with distributed_context("cpu"):
         torch.manual_seed(0)
         images, labels = torch.randn(7, 3, 40, 40), torch.arange(7) % 3
         network = TinyNetwork("", num_classes=3)
         sgd = torch.optim.SGD(network.parameters(), lr=0.1)
+        parts = 2 if processes == 2 else 1
         trainer = Trainer(network, SynergyLoss(), sgd, micro_batches=parts)
         trainer.parallel.eval()
         sampler, gradients = ResumableBatchSampler(7, 5, seed=0), []
@@ -54,29 +68,10 @@ def compute(path, parts):
             gradients.append([p.grad.clone() for p in network.parameters()])
         sums = trainer.sums.totals()
         if rank() == 0:
-            torch.save({"gradients": gradients, "sums": sums}, path)
+            torch.save({"gradients": gradients, "sums": sums}, f"{sys.argv[1]}/{processes}.pt")
 
-pids = []
-for world_size, parts, port in ((1, 1, sys.argv[2]), (2, 2, sys.argv[3]), (3, 1, sys.argv[4])):
-    os.environ.update(WORLD_SIZE=str(world_size), MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
-    for rank_ in range(world_size):
-        os.environ["RANK"] = str(rank_)
-        pid = os.fork()
-        if not pid:
-            compute(f"{sys.argv[1]}/{world_size}.pt", parts)
-            os._exit(0)
-        pids.append(pid)
-sys.exit(any([os.waitpid(pid, 0)[1] for pid in pids]))
+sys.exit(compute_in_groups(compute, {2: sys.argv[2], 3: sys.argv[3]}))
 """
-
-
-def free_ports(count: int) -> list[str]:
-    """Return free ports of this machine."""
-    listeners = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [str(listener.getsockname()[1]) for listener in listeners]
-    for listener in listeners:
-        listener.close()
-    return ports
 
 
 @pytest.fixture(scope="module")
@@ -132,12 +127,6 @@ def wait_for_epochs(save: Path, count: int) -> None:
     pytest.fail(f"timeout waiting for epoch {count} in {log}")
 
 
-def child_processes(process: int) -> list[int]:
-    """Return the IDs of the child processes of a process."""
-    path = Path(f"/proc/{process}/task/{process}/children")
-    return [int(word) for word in path.read_text().split()]
-
-
 def test_a_killed_and_signalled_run_ends_as_an_uninterrupted_one(runs, data, tmp_path):
     save, endless = tmp_path / "run", ("--epochs", "100000", "--checkpoint-minutes", "0")
     argv = command_line(data, save, *endless, "--ema", "0.9", "-j", "1", "--resume", "auto")
@@ -176,23 +165,17 @@ def test_a_signal_to_one_process_stops_all_processes(runs, data, tmp_path):
 def test_torchrun_restarts_a_killed_run_without_changing_the_result(runs, data, tmp_path):
     script = tmp_path / "train.py"
     script.write_text(SETUP + TRAIN_SCRIPT)
-    argv = command_line(data, tmp_path / "run", "--epochs", "30", "--ema", "0.9")
+    argv = command_line(data, tmp_path / "run", "--epochs", "3", "--ema", "0.9")
     argv += ["--checkpoint-minutes", "0", "--resume", "auto"]
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    command = [sys.executable, *launch, "--max-restarts", "2", script, *argv]
-    with open(tmp_path / "output", "w") as output:
-        torchrun = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
-    try:
-        wait_for_epochs(tmp_path / "run", 1)
-        os.kill(child_processes(torchrun.pid)[1], signal.SIGKILL)
-        assert torchrun.wait(120) == 0, (tmp_path / "output").read_text()
-    finally:
-        torchrun.terminate()
-    output = (tmp_path / "output").read_text()
-    assert "resumed from" in output and "2 processes on cpu, dtype float32" in output
+    command = [sys.executable, *launch, "--max-restarts", "1", script, *argv]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"resumed from .*: 1 epoch( and 1 of 4 steps of epoch 2)? done", done.stdout)
+    assert "2 processes on cpu, dtype float32" in done.stdout
     (port,) = free_ports(1)
     variables = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    argv = command_line(data, tmp_path / "whole", "--epochs", "30", "--ema", "0.9")
+    argv = command_line(data, tmp_path / "whole", "--epochs", "3", "--ema", "0.9")
     for process in [runs.start(argv, RANK=str(rank), **variables) for rank in range(2)]:
         runs.wait(process)
     assert_same_run(tmp_path / "run", tmp_path / "whole")
@@ -202,7 +185,7 @@ def test_gradients_do_not_depend_on_the_number_of_processes(tmp_path):
     """With three processes, one has no image of the second batch."""
     script = tmp_path / "gradients.py"
     script.write_text(SETUP + GRADIENTS_SCRIPT)
-    subprocess.run([sys.executable, script, tmp_path, *free_ports(3)], check=True, timeout=120)
+    subprocess.run([sys.executable, script, tmp_path, *free_ports(2)], check=True, timeout=120)
     single, *several = [torch.load(tmp_path / f"{world_size}.pt") for world_size in (1, 2, 3)]
     for other in several:
         for actual, expected in zip(other["gradients"], single["gradients"], strict=True):
