@@ -99,6 +99,8 @@ def test_evaluating_a_checkpoint_and_its_export_prints_the_logged_errors(
     assert (content["depth"], content["width"]) == (10, 0.25)
     assert content["classes"] == list("0123456789") and len(content["mean"]) == 3
     assert not any("branches" in name for name in content["model"])
+    keys = "format depth width image_size classes mean std model dataset"
+    assert content.keys() == set(keys.split())  # as documented in run_state.py
     assert cifar_main("--evaluate", "--resume", exported) == 0
     out = capsys.readouterr().out
     assert f"backbone: {100 - last['test_acc']:.2f} %" in out and "shallow" not in out

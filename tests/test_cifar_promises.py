@@ -158,14 +158,79 @@ def test_each_image_of_a_batch_has_its_own_crop_and_flip(wrn):
     assert len(pairs) > 25  # of 50: row, column and flip are independent
 
 
-def test_a_resumed_float16_run_keeps_its_gradient_scale(cifar_main, tmp_path):
-    words = ("--method", "baseline", "--save", tmp_path)
+@pytest.fixture
+def few_digits(wrn, monkeypatch):
+    """Train on 32 digits and test on 32."""
+    splits, classes = wrn.data.load_digits()
+    few = {part: wrn.data.Split(*(each[:32] for each in split)) for part, split in splits.items()}
+    monkeypatch.setattr(wrn.data, "load_digits", lambda: (few, classes))
+
+
+def test_a_resumed_float16_run_keeps_its_gradient_scale(few_digits, cifar_main, tmp_path):
+    words = ("--method", "baseline", "--batch_size", 8, "--save", tmp_path)
     assert cifar_main("--epochs", 1, "--dtype", "half", *words) == 0
     content = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
     content["scaler"].update(scale=4.0, _growth_tracker=100)
     torch.save(content, tmp_path / "checkpoint.pt")
     words += ("--dtype", "float16", "--resume", "auto")
     assert cifar_main("--epochs", 2, *words) == 0
-    steps = -(-1437 // 256)
     scaler = torch.load(tmp_path / "checkpoint.pt", weights_only=True)["scaler"]
-    assert (scaler["scale"], scaler["_growth_tracker"]) == (4.0, 100 + steps)
+    assert (scaler["scale"], scaler["_growth_tracker"]) == (4.0, 100 + 4)  # four steps
+
+
+def test_dropout_has_another_seed_in_each_epoch_process_and_run(
+    wrn, few_digits, cifar_main, monkeypatch, tmp_path
+):
+    """The seed of torch's generator in the first step of an epoch."""
+    seeds, train_step = [], wrn.engine.Trainer.train_step
+
+    def record(trainer, batch):
+        seeds.append(torch.initial_seed())
+        return train_step(trainer, batch)
+
+    monkeypatch.setattr(wrn.engine.Trainer, "train_step", record)
+    for rank in (0, 1):
+        for module in wrn.imported.values():
+            for name, value in (("rank", rank), ("world_size", 2)):
+                if hasattr(module, name):
+                    monkeypatch.setattr(module, name, lambda value=value: value)
+        for seed in (1, 2):
+            words = ("--seed", seed, "--save", tmp_path / f"{rank}{seed}")
+            assert cifar_main("--epochs", 2, *words) == 0
+    assert len(seeds) == len(set(seeds)) == 8
+
+
+def test_probabilities_of_half_precision_logits_are_averaged_in_float32(wrn, monkeypatch):
+    torch.manual_seed(0)
+    logits = torch.randn(3, 2000, 3).mul(0.05).bfloat16()
+    labels = torch.randint(3, (2000,))
+    trainer = wrn.engine.make_trainer(
+        wrn.options.parse(SMALL_CIFAR_RUN), num_classes=3, device=CPU, branches=True
+    )
+    monkeypatch.setattr(trainer, "_forward", lambda model, batch: tuple(logits))
+    split = wrn.data.Split(torch.zeros(2000, 3, 8, 8, dtype=torch.uint8), labels)
+    info = wrn.data.DatasetInfo(["a", "b", "c"], [0.0] * 3, [1.0] * 3)
+    result = trainer.evaluate(wrn.loader.Batches(split, info, 2000, CPU))
+    best = logits.double().softmax(-1).mean(0).argmax(-1)
+    error = 100 * (best != labels).double().mean().item()
+    assert result.ensemble_error == pytest.approx(error, abs=0.051)  # one near tie
+
+
+def test_a_constant_channel_stays_finite(wrn):
+    images = torch.randint(256, (4, 3, 8, 8), dtype=torch.uint8)
+    images[:, 1] = 77
+    mean, std = wrn.data.channel_statistics(images)
+    info = wrn.data.DatasetInfo(["a", "b"], mean, std)
+    batches = wrn.loader.Batches(wrn.data.Split(images, torch.zeros(4).long()), info, 4, CPU)
+    (batch,) = batches.epoch()
+    assert batch.images.isfinite().all() and batch.images[:, 1].abs().max() < 1e-3
+
+
+@pytest.mark.parametrize("name", ["CIFAR10", "CIFAR100"])
+def test_both_cifars_are_normalized_as_in_the_released_code(wrn, monkeypatch, name):
+    split = wrn.data.Split(torch.zeros(1, 3, 32, 32, dtype=torch.uint8), torch.tensor([0]))
+    parts = {"train": split, "test": split}
+    monkeypatch.setattr(wrn.data, "load_cifar", lambda *arguments: (parts, ["a"]))
+    info = wrn.data.load_dataset(name, None, 32, 1).info
+    assert [255 * value for value in info.mean] == pytest.approx([125.3, 123.0, 113.9])
+    assert [255 * value for value in info.std] == pytest.approx([63.0, 62.1, 66.7])

@@ -77,7 +77,7 @@ def test_gradients_equal_those_of_one_process(by_processes, count):
 def test_each_image_is_evaluated_once(by_processes, count):
     assert by_processes[count]["images"] == 360
     assert by_processes[count]["errors"] == by_processes[1]["errors"]
-    # The small synergy loss is a difference of larger numbers; an image too many changes it by 2e-5.
+    # The synergy loss is a small difference of larger numbers; one image changes it by 2e-5.
     expected = pytest.approx(by_processes[1]["losses"], rel=1e-5, abs=1e-5)
     assert by_processes[count]["losses"] == expected
 
