@@ -52,6 +52,28 @@ def test_tensorboard_has_no_losses_that_the_method_lacks(wrn, method, losses, er
     assert found == errors | {"ensemble"}
 
 
+def test_tensorboard_has_the_numbers_of_the_log(cifar_run):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events, log = EventAccumulator(str(cifar_run)).Reload(), records(cifar_run)
+    for tag, value in (
+        ("loss train/total", lambda record: record["train_loss"]),
+        ("loss test/synergy", lambda record: record["test_loss_synergy"]),
+        ("error train/backbone", lambda record: 100 - record["train_acc"]),
+        ("error test/shallow branch", lambda record: 100 - record["test_acc_ep1"]),
+        ("error test/deep branch", lambda record: 100 - record["test_acc_ep2"]),
+        ("error test/ensemble", lambda record: record["test_error_ensemble"]),
+        (
+            "divergence test/backbone to deep branch",
+            lambda record: record["test_divergences"][0][2],
+        ),
+        ("learning rate", lambda record: record["learning_rate"]),
+    ):
+        points = events.Scalars(tag)
+        assert [point.step for point in points] == [1, 2, 3, 4], tag
+        assert [point.value for point in points] == pytest.approx(list(map(value, log))), tag
+
+
 def test_training_loss_decreases(cifar_run):
     assert records(cifar_run)[-1]["train_loss"] < 0.95 * records(cifar_run)[0]["train_loss"]
 
@@ -129,11 +151,20 @@ def test_bfloat16_trains_and_resumes(cifar_main, tmp_path):
     assert records(tmp_path / "x")[-1]["train_loss"] < 20
 
 
-def test_nonfinite_loss_stops_the_run(cifar_main, tmp_path, capsys):
-    folder = tmp_path / "x"
-    assert cifar_main("--epochs", 1, "--lr", "1e30", "--save", folder) == 2
+def test_nonfinite_loss_stops_the_run_at_once(wrn, cifar_main, monkeypatch, tmp_path, capsys):
+    """On the CPU; on a GPU within 50 steps."""
+    folder, steps, train_step = tmp_path / "x", [], wrn.engine.Trainer.train_step
+
+    def count(trainer, batch):
+        steps.append(1)
+        return train_step(trainer, batch)
+
+    monkeypatch.setattr(wrn.engine.Trainer, "train_step", count)
+    words = ("--epochs", 1, "--lr", "1e30", "--batch_size", 64)
+    assert cifar_main(*words, "--save", folder) == 2
     error = capsys.readouterr().err
-    assert "not finite at step" in error and "of epoch 1" in error and error.count("\n") == 1
+    assert f"not finite at step {len(steps)} of epoch 1" in error and len(steps) < 5
+    assert error.count("\n") == 1
     assert not (folder / "checkpoint.pt").exists()
 
 
