@@ -206,3 +206,30 @@ def test_checkpoints_are_minutes_apart(imagenet, monkeypatch):
         for clock.now in (1.0, 119.0, 120.0, 121.0, 239.0, 240.0, 400.0):
             hook()
     assert saved == [120.0, 240.0, 400.0]
+
+
+def test_nothing_is_saved_after_a_nonfinite_loss(imagenet):
+    """Neither at the end of an epoch nor at a checkpoint that is due."""
+    trainer, saved = SimpleNamespace(step=9, epoch=1, first_nonfinite_step=lambda: 7), []
+    with imagenet.preemption.PreemptionGuard() as guard:
+        hook = imagenet.preemption.CheckpointHook(guard, trainer, lambda: saved.append(1), 0)
+        for save in (hook, hook.save):
+            with pytest.raises(imagenet.command_line.UserError, match=r"since step 7 .* epoch 2"):
+                save()
+    assert not saved
+
+
+def test_throughput_is_of_all_processes_and_waiting_is_in_percent(imagenet, monkeypatch):
+    """Two batches of 8 images, of which this process has 2; 1 s for each batch, 3 s for each step."""
+    clock, Batch = SimpleNamespace(now=100.0), imagenet.loader.Batch
+    monkeypatch.setattr(imagenet.progress, "time", SimpleNamespace(perf_counter=lambda: clock.now))
+
+    def batches():
+        for _ in range(2):
+            clock.now += 1
+            yield Batch(torch.zeros(2, 3, 4, 4), torch.zeros(2), 0.25)
+
+    with imagenet.progress.EpochProgress("epoch 1/1", 0, 2) as progress:
+        for _ in progress.track(batches()):
+            clock.now += 3
+        assert progress.times() == {"train_s": 8, "images_per_s": 2, "waiting_percent": 25}
