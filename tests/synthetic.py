@@ -33,10 +33,12 @@ def write_cifar100(folder: Path, count: int) -> dict[str, np.ndarray]:
     for seed, part in enumerate(("train", "test")):
         pixels[part] = np.random.default_rng(seed).integers(0, 256, (count, 3072), dtype=np.uint8)
         labels = [(7 * i + seed) % 100 for i in range(count)]
-        record = {"data": pixels[part], "fine_labels": labels, "coarse_labels": labels}
+        coarse = [19 - label // 5 for label in labels]
+        record = {"data": pixels[part], "fine_labels": labels, "coarse_labels": coarse}
         (folder / part).write_bytes(pickle.dumps(record))
-    names = [f"class {i:03}" for i in range(100)]
-    (folder / "meta").write_bytes(pickle.dumps({"fine_label_names": names}))
+    names = {"fine_label_names": [f"class {i:03}" for i in range(100)]}
+    names["coarse_label_names"] = [f"superclass {i:02}" for i in range(20)]
+    (folder / "meta").write_bytes(pickle.dumps(names))
     return pixels
 
 

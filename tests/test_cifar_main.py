@@ -52,6 +52,28 @@ def test_tensorboard_has_no_losses_that_the_method_lacks(wrn, method, losses, er
     assert found == errors | {"ensemble"}
 
 
+def test_tensorboard_has_the_numbers_of_the_log(cifar_run):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events, log = EventAccumulator(str(cifar_run)).Reload(), records(cifar_run)
+    for tag, value in (
+        ("loss train/total", lambda record: record["train_loss"]),
+        ("loss test/synergy", lambda record: record["test_loss_synergy"]),
+        ("error train/backbone", lambda record: 100 - record["train_acc"]),
+        ("error test/shallow branch", lambda record: 100 - record["test_acc_ep1"]),
+        ("error test/deep branch", lambda record: 100 - record["test_acc_ep2"]),
+        ("error test/ensemble", lambda record: record["test_error_ensemble"]),
+        (
+            "divergence test/backbone to deep branch",
+            lambda record: record["test_divergences"][0][2],
+        ),
+        ("learning rate", lambda record: record["learning_rate"]),
+    ):
+        points = events.Scalars(tag)
+        assert [point.step for point in points] == [1, 2, 3, 4], tag
+        assert [point.value for point in points] == pytest.approx(list(map(value, log))), tag
+
+
 def test_training_loss_decreases(cifar_run):
     assert records(cifar_run)[-1]["train_loss"] < 0.95 * records(cifar_run)[0]["train_loss"]
 
@@ -99,6 +121,8 @@ def test_evaluating_a_checkpoint_and_its_export_prints_the_logged_errors(
     assert (content["depth"], content["width"]) == (10, 0.25)
     assert content["classes"] == list("0123456789") and len(content["mean"]) == 3
     assert not any("branches" in name for name in content["model"])
+    keys = "format depth width image_size classes mean std model dataset"
+    assert content.keys() == set(keys.split())  # as documented in run_state.py
     assert cifar_main("--evaluate", "--resume", exported) == 0
     out = capsys.readouterr().out
     assert f"backbone: {100 - last['test_acc']:.2f} %" in out and "shallow" not in out
@@ -120,20 +144,27 @@ def test_dropout_depends_only_on_the_seed(cifar_main, tmp_path):
     assert_same_run(tmp_path / "a", tmp_path / "b")
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "half"])
-def test_half_precision_trains_and_resumes(cifar_main, tmp_path, dtype):
-    save = ("--save", tmp_path / "x")
-    assert cifar_main("--epochs", 1, "--dtype", dtype, *save) == 0
-    full_name = dtype.replace("half", "float16")
-    assert cifar_main("--epochs", 2, "--dtype", full_name, *save, "--resume", "auto") == 0
+def test_bfloat16_trains_and_resumes(cifar_main, tmp_path):
+    words = ("--dtype", "bfloat16", "--save", tmp_path / "x")
+    assert cifar_main("--epochs", 1, *words) == 0
+    assert cifar_main("--epochs", 2, *words, "--resume", "auto") == 0
     assert records(tmp_path / "x")[-1]["train_loss"] < 20
 
 
-def test_nonfinite_loss_stops_the_run(cifar_main, tmp_path, capsys):
-    folder = tmp_path / "x"
-    assert cifar_main("--epochs", 1, "--lr", "1e30", "--save", folder) == 2
+def test_nonfinite_loss_stops_the_run_at_once(wrn, cifar_main, monkeypatch, tmp_path, capsys):
+    """On the CPU; on a GPU within 50 steps."""
+    folder, steps, train_step = tmp_path / "x", [], wrn.engine.Trainer.train_step
+
+    def count(trainer, batch):
+        steps.append(1)
+        return train_step(trainer, batch)
+
+    monkeypatch.setattr(wrn.engine.Trainer, "train_step", count)
+    words = ("--epochs", 1, "--lr", "1e30", "--batch_size", 64)
+    assert cifar_main(*words, "--save", folder) == 2
     error = capsys.readouterr().err
-    assert "not finite at step" in error and "of epoch 1" in error and error.count("\n") == 1
+    assert f"not finite at step {len(steps)} of epoch 1" in error and len(steps) < 5
+    assert error.count("\n") == 1
     assert not (folder / "checkpoint.pt").exists()
 
 

@@ -123,3 +123,23 @@ def test_names_of_wrn_dks_work_in_training(imagenet, words, same):
 def test_contradicting_flags_are_refused(imagenet, words, message):
     with pytest.raises(imagenet.command_line.UserError, match=message):
         imagenet.train_options.parse(words.split())
+
+
+def test_defaults_of_training_are_the_recipe_of_the_paper(imagenet):
+    config = imagenet.train_options.parse(DATA)
+    assert (config.arch, config.method, config.direction) == ("resnet18", "dks", "bidirectional")
+    assert (config.aux_weight, config.synergy_weight, config.label_smoothing) == (1, 1, 0)
+    assert (config.epochs, config.batch_size, config.image_size) == (100, 256, 224)
+    assert (config.lr, config.momentum, config.weight_decay) == (0.1, 0.9, 1e-4)
+    assert (config.lr_schedule, config.lr_factor, config.warmup_epochs) == ("step", 0.1, 0)
+    assert config.with_milestones(None).milestones == (30, 60, 90)
+    assert (config.augmentation, config.ema, config.dtype) == ("crop", 0, "float32")
+    assert (config.mixup, config.cutmix, config.grad_accumulation) == (0, 0, 1)
+    config = imagenet.train_options.parse([*DATA, "-a", "resnet152"])
+    assert config.augmentation == "resized-crop"
+
+
+def test_defaults_of_evaluation_are_the_released_code_s(imagenet):
+    config = imagenet.options.parse([*DATA, "--model_path", "a"])
+    assert (config.resize, config.dtype, config.batch_size) == ("square", "float32", 256)
+    assert not (config.branches or config.skip_unreadable or config.image_size)

@@ -106,6 +106,18 @@ def test_momentum_is_assigned_to_the_right_parameters(wrn, legacy):
     assert_momentum_follows_parameters(wrn, content)
 
 
+def test_momentum_and_epoch_are_resumed(wrn, legacy):
+    words = "--dataset CIFAR100 --depth 16 --width 1".split()
+    trainer = wrn.engine.make_trainer(wrn.options.parse(words), 100, torch.device("cpu"), True)
+    loaded = wrn.run_state.load_checkpoint(legacy)
+    assert wrn.run_state.resume(loaded, trainer, None) == 3
+    names = [name for name in loaded.weights if "running" not in name and "batches" not in name]
+    for name, parameter in trainer.model.named_parameters():
+        buffer = trainer.optimizer.state[parameter]["momentum_buffer"]
+        assert torch.equal(buffer, numbered(parameter, names.index(name))), name
+        assert torch.equal(parameter, loaded.weights[name]), name
+
+
 def assert_momentum_follows_parameters(wrn, content):
     model = wrn.wide_resnet.WideResNet(16, 1, 100)
     state = wrn.legacy.legacy_state_dict(content["params"])

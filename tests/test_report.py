@@ -1,4 +1,7 @@
-"""report.py of both folders: the table, how runs are grouped, and what is refused."""
+"""report.py: the table, how runs are grouped, and what is refused.
+
+Both script folders have the same; it is tested in wrn_DKS/.
+"""
 
 import json
 import resource
@@ -6,12 +9,6 @@ import subprocess
 import sys
 
 import pytest
-
-
-@pytest.fixture(params=["wrn", "imagenet"])
-def folder(request):
-    """Each script folder: both have the same report."""
-    return request.getfixturevalue(request.param)
 
 
 def write_log(path, method, seed, last, epochs=3, planned=3, **options):
@@ -53,7 +50,7 @@ def report_of(script_folder, capsys, *words):
     return {first: others for first, *others in rows}, lines
 
 
-def test_parents_of_any_depth_and_both_kinds_of_logs(folder, tmp_path, capsys):
+def test_parents_of_any_depth_and_both_kinds_of_logs(wrn, tmp_path, capsys):
     for seed, error in ((1, 20.0), (2, 22.0), (3, 27.0)):
         write_log(tmp_path / "runs" / "deep" / f"dks{seed}", "dks", seed, error)
     write_log(tmp_path / "runs" / "baseline", "baseline", 1, 30.0)
@@ -62,7 +59,7 @@ def test_parents_of_any_depth_and_both_kinds_of_logs(folder, tmp_path, capsys):
     write_jsonl(tmp_path / "im" / "old", "ds", 0, 60.0, name="averaged")
     twice = tmp_path / "runs" / "baseline"  # in runs/, too: read once
     words = (tmp_path / "runs", twice, tmp_path / "half", tmp_path / "im")
-    rows, lines = report_of(folder, capsys, *words)
+    rows, lines = report_of(wrn, capsys, *words)
     assert rows["runs"] == [
         "n",
         "epochs",
@@ -85,9 +82,9 @@ def test_parents_of_any_depth_and_both_kinds_of_logs(folder, tmp_path, capsys):
     assert lines[-1] == "--figure FILE draws the error curves"
 
 
-def test_the_log_of_a_real_run(folder, cifar_run, capsys):
+def test_the_log_of_a_real_run(wrn, cifar_run, capsys):
     last = json.loads((cifar_run / "log.txt").read_text().splitlines()[-1].split(": ", 1)[1])
-    rows, lines = report_of(folder, capsys, cifar_run)
+    rows, lines = report_of(wrn, capsys, cifar_run)
     accuracies = [last[key] for key in ("test_acc", "test_acc_ep1", "test_acc_ep2")]
     errors = [*(100 - accuracy for accuracy in accuracies), last["test_error_ensemble"]]
     cells = [f"{error:.2f}" for error in (*errors, 100 - last["train_acc"])]
@@ -126,12 +123,12 @@ def test_labels_say_what_differs_in_the_same_network(wrn, tmp_path, capsys):
     assert lines[0].startswith("Errors of WRN-10 after the last tested epoch")
 
 
-def test_repeated_seeds_are_not_averaged(folder, tmp_path, capsys):
+def test_repeated_seeds_are_not_averaged(wrn, tmp_path, capsys):
     """Also where the log does not hold what differs. No label has an absolute path."""
     for name, error in (("lr-0.1", 50.0), ("lr-0.2", 51.0)):
         write_jsonl(tmp_path / name / "run", "dks", 0, error)
     write_jsonl(tmp_path / "baseline", "baseline", 0, 50.0)
-    rows, lines = report_of(folder, capsys, tmp_path)
+    rows, lines = report_of(wrn, capsys, tmp_path)
     assert [*rows][2:] == ["baseline", "dks, lr-0.1/run", "dks, lr-0.2/run"]
     assert "dks: several runs with seed 0, so not averaged" in lines
 
@@ -194,16 +191,16 @@ def test_report_uses_the_last_tested_epoch(wrn, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("figure", ["/nonexistent/x.png", "x.nonsense", "x", "/tmp"])
-def test_unsuitable_figures_are_one_line_errors(folder, tmp_path, figure, capsys):
+def test_unsuitable_figures_are_one_line_errors(wrn, tmp_path, figure, capsys):
     write_log(tmp_path / "run", "dks", 1, 20.0)
-    assert folder.report.main([str(tmp_path), "--figure", figure]) == 2
+    assert wrn.report.main([str(tmp_path), "--figure", figure]) == 2
     out, errors = capsys.readouterr()
     assert errors.startswith(f"error: --figure {figure}: ") and errors.count("\n") == 1
     assert out == ""
 
 
 @pytest.mark.parametrize("log", ["log.txt", "log.jsonl"])
-def test_unsuitable_logs_are_one_line_errors(folder, tmp_path, log, capsys):
+def test_unsuitable_logs_are_one_line_errors(wrn, tmp_path, log, capsys):
     prefix = "json_stats: " if log == "log.txt" else ""
     for content, problem in (
         (None, "no log.txt or log.jsonl"),
@@ -213,19 +210,19 @@ def test_unsuitable_logs_are_one_line_errors(folder, tmp_path, log, capsys):
     ):
         if content is not None:
             (tmp_path / log).write_text(content)
-        assert folder.report.main([str(tmp_path)]) == 2
+        assert wrn.report.main([str(tmp_path)]) == 2
         error = capsys.readouterr().err
         assert problem in error and error.count("\n") == 1
-    assert folder.report.main([str(tmp_path / "missing")]) == 2
+    assert wrn.report.main([str(tmp_path / "missing")]) == 2
     assert "no such folder" in capsys.readouterr().err
 
 
-def test_help_and_table_need_neither_torch_nor_matplotlib(folder, tmp_path):
+def test_help_and_table_need_neither_torch_nor_matplotlib(wrn, tmp_path):
     write_log(tmp_path / "run", "dks", 1, 20.0)
     for words in (["--help"], [str(tmp_path)]):
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
         done = subprocess.run(
-            [sys.executable, "-X", "importtime", folder.path / "report.py", *words],
+            [sys.executable, "-X", "importtime", wrn.path / "report.py", *words],
             cwd=tmp_path, capture_output=True, text=True, check=True,
         )  # fmt: skip
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -236,15 +233,15 @@ def test_help_and_table_need_neither_torch_nor_matplotlib(folder, tmp_path):
 
 
 @pytest.mark.parametrize("extension", ["png", "svg"])
-def test_figure_of_means_over_runs(folder, tmp_path, extension, capsys):
+def test_figure_of_means_over_runs(wrn, tmp_path, extension, capsys):
     for seed, error in ((1, 20.0), (2, 26.0)):
         write_log(tmp_path / "logs" / str(seed), "dks", seed, error)
     path = tmp_path / f"x.{extension}"
-    _, lines = report_of(folder, capsys, tmp_path / "logs", "--figure", path)
+    _, lines = report_of(wrn, capsys, tmp_path / "logs", "--figure", path)
     assert lines[-1] == f"error curves: {path}"
     assert path.read_bytes().startswith(b"\x89PNG" if extension == "png" else b"<?xml")
-    runs = [run.epochs for run in folder.run_logs.read_runs([tmp_path])]
-    (axes,) = folder.error_figure.draw_errors({"dks": runs}, "test").axes
+    runs = [run.epochs for run in wrn.run_logs.read_runs([tmp_path])]
+    (axes,) = wrn.error_figure.draw_errors({"dks": runs}, "test").axes
     assert axes.lines[0].get_xydata().tolist() == [[1, 43.0], [2, 33.0], [3, 23.0]]
     assert axes.get_xlabel() == "epoch"
 

@@ -166,15 +166,6 @@ def test_the_exported_average_loads_in_torchvision_and_timm(imagenet, data, tmp_
     assert "ema" in log_records(save)[0]
 
 
-def test_a_resumed_float16_run_keeps_its_gradient_scale(train, data, tmp_path):
-    argv = command_line(data, tmp_path, "--dtype", "half", "--method", "baseline")
-    assert train([*argv, "--epochs", "1"]) == 0
-    scaler = load_checkpoint(tmp_path)["scaler"]
-    assert scaler["scale"] > 0
-    assert train([*argv, "--resume", "auto"]) == 0
-    assert load_checkpoint(tmp_path)["scaler"]["_growth_tracker"] >= scaler["_growth_tracker"]
-
-
 def test_report_shows_the_last_epoch(imagenet, reference, capsys):
     assert imagenet.report.main([str(reference.parent)]) == 0
     cells = [cell.strip() for cell in capsys.readouterr().out.splitlines()[4].split("|")]

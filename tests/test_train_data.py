@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from synthetic import write_image
+from torchvision.transforms import InterpolationMode, RandomResizedCrop, functional
 from training import write_data
 
 CPU = torch.device("cpu")
@@ -85,6 +87,31 @@ def test_crop_augmentation_crops_anywhere_and_flips_half_of_the_images(imagenet)
         row = row[::-1] if flipped else row
         offsets.add(next(i for i in range(9) if (square[0, i : i + 56, 0] == row).all()))
     assert offsets == set(range(9)) and 70 < flips < 130
+
+
+def test_resized_crop_augmentation_is_the_common_one(imagenet):
+    """8 to 100 % of the area, aspect ratios of 3/4 to 4/3, bicubic, and half of them flipped."""
+    noise = np.random.default_rng(0).integers(0, 256, (60, 90, 3), dtype=np.uint8)
+    image, flips = Image.fromarray(noise), 0
+    transform = imagenet.presets.training_transform("resized-crop", 40)
+    for seed in range(40):
+        torch.manual_seed(seed)
+        crop = RandomResizedCrop.get_params(image, (0.08, 1.0), (3 / 4, 4 / 3))
+        expected = functional.resized_crop(image, *crop, [40, 40], InterpolationMode.BICUBIC)
+        flips += (flip := bool(torch.rand(1) < 0.5))
+        expected = torch.from_numpy(np.array(expected)).permute(2, 0, 1)
+        torch.manual_seed(seed)
+        assert torch.equal(transform(image), expected.flip(2) if flip else expected)
+    assert 10 < flips < 30
+
+
+def test_each_image_of_an_epoch_is_augmented_differently(imagenet, tmp_path):
+    paths = [write_image(tmp_path / "a.png")] * 4
+    transform = imagenet.presets.training_transform("resized-crop", 40)
+    files = imagenet.data.ImageFiles(paths, [0] * 4, transform)
+    augmented = imagenet.data.AugmentedDataset(files, seed=0)
+    images = {tuple(augmented[0, index][0].flatten().tolist()) for index in range(4)}
+    assert len(images) == 4
 
 
 def test_training_and_evaluation_images_are_normalized_alike(imagenet, tmp_path):
