@@ -15,7 +15,9 @@ from torture.runs import CIFAR_RUN, TRAINING_RUN, SmallRun, expect_same_run, loa
 
 END_S = 120  # within which every machine must end
 FINISH_S = 150  # within which a run must finish if nothing disturbs it
-EPOCH_S = 1.5
+EPOCH_S = 1  # or longer
+# By torchrun, when the process could not; the shell, when torchrun could not.
+NAMED = r"\w(Error|Exception)\b|^Terminated"
 
 
 class Cluster:
@@ -144,7 +146,7 @@ class Cluster:
             for errors in self.processes_of(machine):
                 expect(len(errors) <= 1, "expected one line from each process", text)
             reasons = [line for errors in self.processes_of(machine)[-1:] for line in errors]
-            named = bool(reasons) or re.search(r"\w+(Error|Exception): ", result.err)
+            named = bool(reasons) or re.search(NAMED, result.err, re.M)
             expect(named, "expected a line that names the reason", text)
 
     def describe(self, machine: Machine, result: ProcessResult) -> str:

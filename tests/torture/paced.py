@@ -1,18 +1,19 @@
 """Run a training script slowly: `python paced.py FOLDER SCRIPT [ARGUMENT ...]`, for torchrun.
 
-Each step takes 0.1 s longer, so that there are moments to disturb it, and imagenet/train.py trains
-a tiny network. The file FOLDER/slow-save makes the next checkpoint take 45 s; it is renamed to
-`saving` meanwhile and to `saved` afterwards.
+Each step takes 0.3 s longer, so that there are moments to disturb it, and imagenet/train.py trains
+a tiny network. The file FOLDER/slow-save makes a checkpoint take 45 s: the one whose number it
+contains, or the next. The file is renamed to `saving` meanwhile and to `saved` afterwards.
 """
 
 import importlib
+import itertools
 import os
 import runpy
 import sys
 import time
 from pathlib import Path
 
-STEP_S, SAVE_S = 0.1, 45
+STEP_S, SAVE_S = 0.3, 45
 
 
 def run(folder: Path, script: Path) -> None:
@@ -27,17 +28,19 @@ def run(folder: Path, script: Path) -> None:
 
 
 def slow_down_saves(folder: Path) -> None:
-    """Make the replacement of a checkpoint take 45 s whenever FOLDER/slow-save is found."""
-    replace = os.replace
+    """Make the replacement of a checkpoint take 45 s if FOLDER/slow-save asks for it."""
+    request, saving, saved = (folder / name for name in ("slow-save", "saving", "saved"))
+    replace, numbers = os.replace, itertools.count(1)
 
     def slow_replace(source, target):
-        request, saving = folder / "slow-save", folder / "saving"
-        if Path(target).name != "checkpoint.pt" or not request.exists():
+        is_checkpoint = Path(target).name == "checkpoint.pt"
+        number = str(next(numbers)) if is_checkpoint else ""
+        if not is_checkpoint or not request.exists() or request.read_text() not in ("", number):
             return replace(source, target)
         request.rename(saving)
         time.sleep(SAVE_S)
         replace(source, target)
-        saving.rename(folder / "saved")
+        saving.rename(saved)
 
     os.replace = slow_replace
 
