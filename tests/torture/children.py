@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 POLL_S = 0.005
-# Progress bars, warnings of torch and of its C++ code, and DataLoader's about the number of workers.
+# Progress bars, and warnings of torch, of its C++ code and of DataLoader about its workers.
 HARMLESS = (
     r"batch/s|^\[?W\d{4} .*(torch/|\.cpp:)|"
     r"This DataLoader will create|check_worker_number_rationality"
