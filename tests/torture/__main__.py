@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 from torture import (
+    cluster,
     damaged,
     downloads,
     flags,
@@ -31,6 +32,7 @@ PROXIES = {"HTTP_PROXY": UNREACHABLE, "HTTPS_PROXY": UNREACHABLE, "NO_PROXY": "1
 FAMILIES = (
     interrupted,
     processes,
+    cluster,
     full_disk,
     damaged,
     images,
@@ -76,6 +78,9 @@ def parse() -> argparse.Namespace:
 
 def torture(fault: Fault, options: argparse.Namespace, folder: Path) -> int:
     """Print a row of the table; return how many attempts were not survived."""
+    if fault.missing and (reason := fault.missing()):
+        print(f"| {fault.name} | 0 | | skipped: {reason} |", flush=True)
+        return 0
     count = max(1, round(fault.attempts * options.n))
     indices = range(count) if options.attempt is None else [options.attempt]
     start, done, failures = time.monotonic(), 0, 0

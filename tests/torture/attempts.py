@@ -64,6 +64,7 @@ class Fault:
         attempt: runs one attempt; raises `NotSurvived`.
         prepare: writes what all attempts share, once.
         limit_s: time limit of an attempt in seconds.
+        missing: returns what this machine lacks to make attempts; empty if nothing.
     """
 
     key: str
@@ -73,6 +74,7 @@ class Fault:
     attempt: Callable[[Attempt], None]
     prepare: Callable[[Attempt], None] | None = None
     limit_s: float = 180
+    missing: Callable[[], str] | None = None
 
 
 def expect(condition: object, message: str, found: object = "") -> None:

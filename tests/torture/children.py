@@ -12,8 +12,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 POLL_S = 0.005
-# Progress bars, and warnings of torch.compile and of DataLoader about the number of workers.
-HARMLESS = r"batch/s|^W\d{4} .* torch/|This DataLoader will create|check_worker_number_rationality"
+# Progress bars, and warnings of torch, of its C++ code and of DataLoader about its workers.
+HARMLESS = (
+    r"batch/s|^\[?W\d{4} .*(torch/|\.cpp:)|"
+    r"This DataLoader will create|check_worker_number_rationality"
+)
 
 
 class ProcessResult(NamedTuple):
