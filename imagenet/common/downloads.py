@@ -6,6 +6,7 @@ from pathlib import Path
 
 from .command_line import UserError, plural
 from .distributed import local_rank
+from .signals import check_signals
 
 POLL_S = 0.2
 
@@ -38,4 +39,5 @@ def download_once(
                 f"{plural(round(timeout_s / 60), 'minute')}; look for its own error message, or "
                 "download the file before the run"
             )
+        check_signals()
         time.sleep(POLL_S)
