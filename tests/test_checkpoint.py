@@ -6,6 +6,7 @@ import random
 import re
 import resource
 import signal
+import stat
 from pathlib import Path
 
 import pytest
@@ -47,6 +48,23 @@ def test_full_disk_keeps_the_previous_checkpoint(wrn, saved):
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert saved.read_bytes() == before
     assert [path.name for path in saved.parent.iterdir()] == ["checkpoint.pt"]
+
+
+def test_a_file_is_on_the_disk_before_it_replaces_another(wrn, saved, monkeypatch):
+    """And the new name in the folder afterwards, so that a power failure loses neither."""
+    events, fsync, replace = [], os.fsync, os.replace
+
+    def record_fsync(descriptor):
+        is_folder = stat.S_ISDIR(os.fstat(descriptor).st_mode)
+        events.append("folder" if is_folder else os.fstat(descriptor).st_size)
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", record_fsync)
+    monkeypatch.setattr(os, "replace", lambda a, b: events.append("replace") or replace(a, b))
+    wrn.checkpoint.write_atomically(saved, lambda file: file.write(b"12345"))
+    assert events == [5, "replace", "folder"]
+    wrn.json_log.Log(saved.with_name("log")).append({"epoch": 1})
+    assert events[3:] == [len('{"epoch": 1}\n')]
 
 
 def test_saving_to_a_missing_folder_is_an_error(wrn, tmp_path):

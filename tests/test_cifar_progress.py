@@ -47,3 +47,19 @@ def test_no_bar_in_redirected_output(wrn, capsys):
         for _ in progress.over(range(3)):
             progress.show(8, 1.0, 50.0)
     assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0.4, "0 s"),
+        (59.4, "59 s"),
+        (59.6, "1 min 00 s"),
+        (3599.4, "59 min 59 s"),
+        (3599.6, "1 h 00 min"),
+        (86_399.6, "1 d 0 h"),
+        (2 * 86_400 + 3 * 3600 + 59 * 60, "2 d 3 h"),
+    ],
+)
+def test_durations_have_two_units_and_are_rounded(wrn, seconds, text):
+    assert wrn.progress.format_duration(seconds) == text

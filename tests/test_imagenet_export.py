@@ -1,6 +1,8 @@
 """Exported backbones: plain state dicts that keep the network, its classes and its image size."""
 
+import copy
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -107,6 +109,24 @@ def test_an_explicit_image_size_is_used_and_noted(run, checkpoint, tmp_path):
     assert "trained on images of 40 pixels, evaluating on 64; --image-size 40 matches" in out
     options = json.loads(result.read_text())["options"]
     assert (options["arch"], options["image_size"]) == ("resnet50", 64)
+
+
+@pytest.mark.parametrize(("dtype", "is_exact"), [("float32", True), ("bfloat16", False)])
+def test_batch_norms_are_folded_in_half_precision_alone(
+    imagenet, network, metadata, dtype, is_exact
+):
+    """In float32 the logits are those of training, bit for bit."""
+    flags = ["DATA", "--model_path", "a.pt", "--dtype", dtype, "--image-size", "40"]
+    config = replace(imagenet.options.parse(flags), arch="resnet50")
+    model, images = copy.deepcopy(network), torch.randn(2, 3, 40, 40)
+    loaded = imagenet.pretrained.LoadedModel(model, 3, metadata, True)
+    imagenet.main.prepare(config, loaded, torch.device("cpu"))
+    norms = [module for module in model.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+    assert bool(norms) == is_exact
+    expected = network.to(memory_format=torch.channels_last)
+    with torch.no_grad():
+        same = [torch.equal(*pair) for pair in zip(model(images), expected(images), strict=True)]
+    assert all(same) or not is_exact
 
 
 def test_contradicting_flags_and_existing_files_are_refused(run, checkpoint, tmp_path):

@@ -1,13 +1,15 @@
-"""Decoding of image files: decompression bombs and warnings."""
+"""Image files: their order, decoding, decompression bombs and warnings."""
 
 import errno
 import os
 import warnings
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 from synthetic import write_image
+from torchvision.datasets import ImageFolder
 
 
 def test_decompression_bomb_is_an_error(wrn, tmp_path, monkeypatch):
@@ -18,6 +20,35 @@ def test_decompression_bomb_is_an_error(wrn, tmp_path, monkeypatch):
         pytest.raises(wrn.command_line.UserError, match="20 x 20 pixels"),
     ):
         wrn.images.read_rgb(path)
+
+
+def test_16_bit_grayscale_is_scaled_to_8_bits(wrn, tmp_path):
+    """PIL would clip it to white. 257 times a value of 8 bits is exactly that value."""
+    values = np.arange(256, dtype=np.uint16).reshape(16, 16)
+    Image.fromarray(values * 257).save(tmp_path / "x.png")
+    pixels = np.asarray(wrn.images.read_rgb(tmp_path / "x.png"))
+    assert np.array_equal(pixels, np.repeat(values[..., None], 3, -1))
+
+
+def test_images_are_not_rotated(wrn, tmp_path):
+    """Neither the released code nor torchvision applies the orientation of the EXIF data."""
+    image = Image.new("RGB", (40, 30))
+    exif = image.getexif()
+    exif[0x0112] = 6  # orientation: rotate by 90 degrees to show it
+    image.save(tmp_path / "x.jpg", exif=exif)
+    assert wrn.images.read_rgb(tmp_path / "x.jpg").size == (40, 30)
+
+
+def test_images_are_listed_in_the_order_of_torchvision(wrn, tmp_path):
+    """In folders at several depths, whatever order the file system has."""
+    for name in ("b", "a", "B", "a b", "aa", "z", "c"):
+        for folder in (name, f"{name}/x", f"{name}/x/y", f"{name}/w"):
+            write_image(tmp_path / "one" / folder / "1.png", size=(1, 1))
+            write_image(tmp_path / "two" / folder / "2.JPEG", size=(1, 1))
+    listing, expected = wrn.images.list_images(tmp_path), ImageFolder(tmp_path)
+    assert listing.classes == expected.classes == ["one", "two"]
+    pairs = zip(map(str, listing.paths), listing.labels, strict=True)
+    assert list(pairs) == expected.samples and len(expected.samples) == 56
 
 
 def test_warnings_of_pil_are_not_shown(wrn, tmp_path):
