@@ -218,10 +218,28 @@ def test_run_in_its_own_process(run_study, scaled, images, tmp_path, capsys):
     assert "epoch 2/2" in (tmp_path / "out/scaled/baseline-seed1/output.txt").read_text()
 
 
+def test_logs_are_rounded_to_four_decimals(study, tmp_path):
+    """Times and memory alike; nothing that distinguishes two epochs is lost."""
+    options = study.logs.RESUME_MUST_MATCH + study.logs.SIZES + ("epochs",)
+    metrics = {"test_acc": 12.345678, "test_divergences": [[0.123456, 1e-5]], "train_time": 1.00004}
+    record = {**dict.fromkeys(options, 1), "epoch": 1, **metrics, "not_kept": 1.5}
+    (tmp_path / "log.txt").write_text(f"{study.epoch_log.PREFIX}{json.dumps(record)}\n")
+    run = next(study.presets.PRESETS["paper"].runs())
+    study.logs.write_log(run, tmp_path / "log.txt", tmp_path / "x.jsonl")
+    first, epoch = map(json.loads, (tmp_path / "x.jsonl").read_text().splitlines())
+    assert epoch == {
+        "epoch": 1, "test_acc": 12.3457, "test_divergences": [[0.1235, 0.0]], "train_time": 1.0
+    }  # fmt: skip
+    assert first["epoch"] == 0 and first.keys() >= set(options)
+
+
 def test_failures_and_signals(study, run_study, scaled, images, monkeypatch, tmp_path, capsys):
     """A failed run is reported and the others continue; SIGTERM ends all processes."""
     decoy = tmp_path / "decoy.py"
     decoy.write_text(DECOY)
+    monkeypatch.delenv(
+        "OMP_NUM_THREADS", raising=False
+    )  # the runs have one thread each all the same
     monkeypatch.setattr(study.run, "MAIN", decoy)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
     monkeypatch.setenv("OMP_NUM_THREADS", "2")
