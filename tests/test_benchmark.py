@@ -61,6 +61,57 @@ def test_released_step_is_ours(cifar_benchmark):
         assert step(images, labels) == pytest.approx(losses.total.item(), rel=1e-3)
 
 
+def test_released_step_has_our_weight_decay(cifar_benchmark, monkeypatch):
+    parts = cifar_benchmark.cifar_parts
+    monkeypatch.setattr(parts, "WEIGHT_DECAY", 1.0)  # large enough to be seen in a step
+    monkeypatch.setattr(parts, "random_batch", lambda size, device: batch)
+    torch.manual_seed(0)
+    batch = cifar_benchmark.loader.Batch(torch.randn(4, 3, 32, 32), torch.arange(4), 1.0)
+    sides = (parts.our_step(10, 1, 4, "float32", CPU), parts.released_training_step(10, 1, 4, CPU))
+    for _, step in sides:
+        step()
+    (ours, _), (released, _) = sides
+    torch.testing.assert_close(ours.state_dict(), released.state_dict(), rtol=1e-3, atol=1e-4)
+
+
+def test_released_augmentation_takes_all_crops(cifar_benchmark):
+    """Of the digits padded by reflection; they are not flipped."""
+    released = cifar_benchmark.released_data
+    data = cifar_benchmark.data.load_dataset("digits", None, 8, 1)
+    train = released.PilImages(data.train, released.transform(data, train=True))
+    torch.manual_seed(0)
+    seen = {tuple(train[0][0].flatten().tolist()) for _ in range(100)}
+    pixels = data.train.images[:1].float() / 255
+    padded = torch.nn.functional.pad(pixels, (1, 1, 1, 1), mode="reflect")
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in data.info[1:])
+    crops = [padded[0, :, i : i + 8, j : j + 8] for i in range(3) for j in range(3)]
+    expected = [((crop - mean) / std).flatten() for crop in crops]
+    assert len(seen) == 9
+    for crop in seen:
+        assert any(torch.allclose(torch.tensor(crop), each, atol=1e-5) for each in expected)
+
+
+def test_times_are_of_one_batch(cifar_benchmark, monkeypatch):
+    parts, calls = cifar_benchmark.cifar_parts, []
+    monkeypatch.setattr(parts, "timed", lambda work, device: calls.append(work()) or 40.0)
+    assert parts.data_time(4, CPU) == 40 / parts.REPEATS
+    assert len(calls[0]) == parts.REPEATS
+    assert parts.loss_time(4, CPU) == 40 / parts.REPEATS
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_our_steps_compute_in_the_dtype_that_is_named(cifar_benchmark, imagenet_benchmark, dtype):
+    seen = []
+    sides = (
+        cifar_benchmark.cifar_parts.our_step(10, 0.5, 2, dtype, CPU),
+        imagenet_benchmark.imagenet_parts.our_step((2, 3, 64, 64), dtype, CPU),
+    )
+    for model, step in sides:
+        model.register_forward_hook(lambda module, given, logits: seen.append(logits[0].dtype))
+        step()
+    assert seen == [getattr(torch, dtype)] * 2
+
+
 def test_released_data_are_ours(cifar_benchmark):
     """The pixels are the same without augmentation; with it, shapes are the same."""
     released, batches = cifar_benchmark.released_data, cifar_benchmark.loader.Batches
@@ -173,6 +224,18 @@ def test_imagenet_evaluation(imagenet_benchmark, tmp_path):
     (row,) = imagenet_benchmark.imagenet_parts.reading(setup)
     assert row.what == "reading 1 photographs in one process"
     assert float(row.remarks.split()[0]) > 1
+
+
+def test_released_evaluation_counts_the_top_1_and_the_top_5(imagenet_benchmark):
+    """The label of image i has rank i."""
+
+    class Ranked(torch.nn.Module):
+        def forward(self, images):
+            return torch.arange(10.0).flip(0).expand(len(images), 10)
+
+    loader = torch.utils.data.DataLoader([(torch.zeros(3, 4, 4), i) for i in range(10)], 3)
+    errors = imagenet_benchmark.imagenet_parts.released_evaluation(Ranked(), loader, CPU)
+    assert errors == (90, 50)
 
 
 def test_imagenet_training_step(imagenet_benchmark):

@@ -38,6 +38,12 @@ def start(wrn, monkeypatch, tmp_path):
             seen.workers.append(workers)
             return original_pool(workers)
 
+        def mixing(self, mixup, cutmix, num_classes, seed):
+            seen.mixing = mixup, cutmix
+            original_mixing(self, mixup, cutmix, num_classes, seed)
+
+        original_mixing = wrn.mixing.Mixing.__init__
+        monkeypatch.setattr(wrn.mixing.Mixing, "__init__", mixing)
         original_pool = wrn.images.ThreadPoolExecutor
         monkeypatch.setattr(wrn.images, "ThreadPoolExecutor", pool)
         monkeypatch.setattr(wrn.engine.Trainer, "train_epoch", train_epoch)
@@ -61,15 +67,19 @@ def dropout(seen):
     return {each.p for each in seen.trainer.model.modules() if isinstance(each, nn.Dropout)}
 
 
+def images(seen):
+    return next(seen.batches.epoch(0)).images
+
+
 def sizes(seen):
     batch, test = next(seen.batches.epoch(0)), next(seen.test_batches.epoch())
     return len(batch.labels), len(test.labels)
 
 
 def mixing(seen):
-    """Return alpha by the name of the transform, once the batches are seen to be mixed."""
+    """Return the parameters of the mixing, once the batches are seen to be mixed."""
     assert next(seen.batches.epoch(0)).labels.shape == (256, 10)
-    return {type(each).__name__: each.alpha for each in seen.batches._mixing._mix.transforms}
+    return seen.mixing
 
 
 def seeds(seen):
@@ -108,9 +118,9 @@ def logits_dtype(seen):
         ("synergy_weight", "--synergy-weight 3", lambda s: s.trainer.criterion.synergy_weight, 3),
         ("label_smoothing", "--label-smoothing 0.3", lambda s: s.trainer.criterion.label_smoothing,
          0.3),
-        ("mixup", "--mixup 0.3", mixing, {"MixUp": 0.3}),
-        ("cutmix", "--cutmix 2", mixing, {"CutMix": 2}),
-        ("cutmix", "--cutmix 2 --mixup 3", mixing, {"MixUp": 3, "CutMix": 2}),
+        ("mixup", "--mixup 0.3", mixing, (0.3, 0)),
+        ("cutmix", "--cutmix 2", mixing, (0, 2)),
+        ("cutmix", "--cutmix 2 --mixup 3", mixing, (3, 2)),
         ("batch_size", "--batch_size 99", sizes, (99, 99)),
         ("lr", "--lr 0.4 --epoch_step []", rates, [0.4] * 4),
         ("epoch_step", "--epoch_step [2,4]", rates, [0.1, 0.02, 0.02, 0.004]),
@@ -124,7 +134,7 @@ def logits_dtype(seen):
         ("compile", "--compile", lambda s: type(s.trainer._parallel).__name__, "OptimizedModule"),
         ("compile", "", lambda s: type(s.trainer._parallel).__name__, "WideResNet"),
         ("device", "--device meta", lambda s: s.trainer.model.stem.weight.device.type, "meta"),
-        ("device", "--device meta", lambda s: s.batches.images.device.type, "meta"),
+        ("device", "--device meta", lambda s: images(s).device.type, "meta"),
     ],
 )  # fmt: skip
 def test_a_flag_reaches_its_object(start, field, flags, observe, expected):
@@ -134,8 +144,8 @@ def test_a_flag_reaches_its_object(start, field, flags, observe, expected):
 @pytest.mark.parametrize(
     ("field", "flag", "observe", "expected"),
     [
-        ("image_size", "--image-size 12", lambda s: s.batches.images.shape[-2:], (12, 12)),
-        ("image_size", "", lambda s: s.batches.images.shape[-2:], (32, 32)),
+        ("image_size", "--image-size 12", lambda s: images(s).shape[-2:], (12, 12)),
+        ("image_size", "", lambda s: images(s).shape[-2:], (32, 32)),
         ("nthread", "-j 3", lambda s: s.workers, [3, 3]),
         ("nthread", "", lambda s: s.workers, [4, 4]),
     ],
@@ -156,7 +166,7 @@ def test_every_flag_is_observed(wrn):
 @pytest.mark.parametrize(
     ("flags", "observe", "expected"),
     [
-        ("--batch_size 7", lambda s: s.test_batches.batch_size, 7),
+        ("--batch_size 7", lambda s: len(next(s.test_batches.epoch()).labels), 7),
         ("--dtype bfloat16", logits_dtype, torch.bfloat16),
     ],
 )

@@ -195,13 +195,23 @@ def test_a_resumed_epoch_weighs_each_step_by_its_own_batch(
     assert [batch.batch_fraction for batch in batches] == fractions[first_step:]
 
 
+def hooked_trainer(imagenet, first_nonfinite_step):
+    """What `CheckpointHook` needs of a trainer, after nine steps."""
+    return SimpleNamespace(
+        step=9,
+        epoch=1,
+        sums=imagenet.metrics.MetricSums(CPU),
+        first_nonfinite_step=lambda: first_nonfinite_step,
+    )
+
+
 def test_checkpoints_are_minutes_apart(imagenet, monkeypatch):
     clock, saved = SimpleNamespace(now=0.0), []
     monkeypatch.setattr(imagenet.preemption, "time", SimpleNamespace(monotonic=lambda: clock.now))
-    trainer = SimpleNamespace(step=0, epoch=0, first_nonfinite_step=lambda: 0)
+    trainer = hooked_trainer(imagenet, first_nonfinite_step=0)
     with imagenet.preemption.PreemptionGuard() as guard:
         hook = imagenet.preemption.CheckpointHook(
-            guard, trainer, lambda: saved.append(clock.now), minutes=2
+            guard, trainer, lambda sums: saved.append(clock.now), minutes=2
         )
         for clock.now in (1.0, 119.0, 120.0, 121.0, 239.0, 240.0, 400.0):
             hook()
@@ -210,9 +220,9 @@ def test_checkpoints_are_minutes_apart(imagenet, monkeypatch):
 
 def test_nothing_is_saved_after_a_nonfinite_loss(imagenet):
     """Neither at the end of an epoch nor at a checkpoint that is due."""
-    trainer, saved = SimpleNamespace(step=9, epoch=1, first_nonfinite_step=lambda: 7), []
+    trainer, saved = hooked_trainer(imagenet, first_nonfinite_step=7), []
     with imagenet.preemption.PreemptionGuard() as guard:
-        hook = imagenet.preemption.CheckpointHook(guard, trainer, lambda: saved.append(1), 0)
+        hook = imagenet.preemption.CheckpointHook(guard, trainer, saved.append, 0)
         for save in (hook, hook.save):
             with pytest.raises(imagenet.command_line.UserError, match=r"since step 7 .* epoch 2"):
                 save()

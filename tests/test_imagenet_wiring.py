@@ -52,6 +52,12 @@ def start(imagenet, data, monkeypatch, tmp_path):
             seen.log_interval = log_interval
             raise Started(observe(seen))
 
+        def mixing(self, mixup, cutmix, num_classes, seed):
+            seen.mixing = mixup, cutmix
+            original_mixing(self, mixup, cutmix, num_classes, seed)
+
+        original_mixing = imagenet.mixing.Mixing.__init__
+        monkeypatch.setattr(imagenet.mixing.Mixing, "__init__", mixing)
         original = imagenet.train.train_epoch
         monkeypatch.setattr(imagenet.train, "train_epoch", train_epoch)
         monkeypatch.setattr(imagenet.engine.Trainer, "train_epoch", train_steps)
@@ -92,9 +98,9 @@ def torch_loaders(seen):
 
 
 def mixing(seen):
-    """Return alpha by the name of the transform, once the batches are seen to be mixed."""
+    """Return the parameters of the mixing, once the batches are seen to be mixed."""
     assert next(seen.loader.epoch(0)).labels.shape == (4, 3)
-    return {type(each).__name__: each.alpha for each in seen.loader._mixing._mix.transforms}
+    return seen.mixing
 
 
 def seeds(seen):
@@ -172,9 +178,9 @@ def criterion(name):
         ("aux_weight", "--aux-weight 0.3", criterion("aux_weight"), 0.3),
         ("synergy_weight", "--synergy-weight 3", criterion("synergy_weight"), 3),
         ("label_smoothing", "--label-smoothing 0.3", criterion("label_smoothing"), 0.3),
-        ("mixup", "--mixup 0.3", mixing, {"MixUp": 0.3}),
-        ("cutmix", "--cutmix 2", mixing, {"CutMix": 2}),
-        ("cutmix", "--cutmix 2 --mixup 3", mixing, {"MixUp": 3, "CutMix": 2}),
+        ("mixup", "--mixup 0.3", mixing, (0.3, 0)),
+        ("cutmix", "--cutmix 2", mixing, (0, 2)),
+        ("cutmix", "--cutmix 2 --mixup 3", mixing, (3, 2)),
         ("batch_size", "-b 3", sizes, (3, 3)),
         ("grad_accumulation", "--grad-accumulation 3", parts, [3, 2, 2]),
         ("grad_accumulation", "", parts, [7]),

@@ -129,7 +129,7 @@ def test_each_branch_is_attached_to_its_layer(imagenet):
 def test_branches_are_initialized_as_in_torchvision(imagenet):
     torch.manual_seed(0)
     deep = imagenet.resnet.build("resnet18").branches[1]
-    weight = deep.stages[0][0].conv2.weight  # fan-out: 1024 * 9
+    weight = deep.stages[0][0].conv1.weight  # fan-out: 1024 * 9, fan-in: 256 * 9
     assert weight.std().item() == pytest.approx((2 / (1024 * 9)) ** 0.5, rel=0.01)
     assert (deep.stages[0][0].bn2.weight == 1).all()
 
