@@ -169,6 +169,7 @@ def test_json_has_the_errors_of_every_classifier(main, cifar_run, cifar_main, tm
     assert evaluated["checkpoint"] == str(cifar_run / "checkpoint.pt")
     assert (evaluated["dtype"], evaluated["device"]) == ("float32", "cpu")
     assert evaluated["torch"] == torch.__version__
+    assert evaluated["images_per_s"] == pytest.approx(360 / evaluated["seconds"])
     words = ("--epochs", 4, "--epoch_step", "[3]", "--save", cifar_run, "--resume", "auto")
     assert cifar_main(*words, "--json", path) == 0
     trained = json.loads(path.read_text())

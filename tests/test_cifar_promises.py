@@ -4,6 +4,8 @@ A test of the program against itself, such as its log against --evaluate, misses
 in both. Here the update, the metrics and the data are computed again without the program.
 """
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -234,3 +236,27 @@ def test_both_cifars_are_normalized_as_in_the_released_code(wrn, monkeypatch, na
     info = wrn.data.load_dataset(name, None, 32, 1).info
     assert [255 * value for value in info.mean] == pytest.approx([125.3, 123.0, 113.9])
     assert [255 * value for value in info.std] == pytest.approx([63.0, 62.1, 66.7])
+
+
+def test_times_are_of_the_steps_and_throughput_is_images_by_time(
+    wrn, few_digits, cifar_main, monkeypatch, tmp_path
+):
+    """Four training steps of 3 s each, and four batches of the test of 1 s."""
+    clock, Trainer = SimpleNamespace(now=0.0), wrn.engine.Trainer
+    train_step, forward = Trainer.train_step, Trainer._forward
+
+    def timed_step(trainer, batch):
+        clock.now += 2
+        return train_step(trainer, batch)
+
+    def timed_forward(trainer, model, batch):
+        clock.now += 1
+        return forward(trainer, model, batch)
+
+    monkeypatch.setattr(wrn.engine, "time", SimpleNamespace(perf_counter=lambda: clock.now))
+    monkeypatch.setattr(Trainer, "train_step", timed_step)
+    monkeypatch.setattr(Trainer, "_forward", timed_forward)
+    assert cifar_main("--epochs", 2, "--batch_size", 8, "--save", tmp_path) == 0
+    for record in records(tmp_path):
+        assert (record["train_time"], record["test_time"]) == (12, 4)
+        assert record["train_images_per_s"] == 32 / 12
