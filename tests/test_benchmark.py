@@ -151,14 +151,14 @@ def test_a_training_step(cifar_benchmark, monkeypatch):
 
 
 def test_memory_is_measured_in_a_process():
-    """The activations of a batch of 256 on WRN-10-1 take hundreds of megabytes."""
+    """The activations of a batch of 128 on WRN-10-1 take about a hundred megabytes."""
     code = (
         "import torch; from functools import partial\n"
         "from benchmarks.cifar_parts import our_step\n"
         "from benchmarks.profiling import peak_memory\n"
         "if __name__ == '__main__':\n"
         "    cpu = torch.device('cpu')\n"
-        "    print(peak_memory(partial(our_step, 10, 1, 256, 'float32', cpu), cpu))\n"
+        "    print(peak_memory(partial(our_step, 10, 1, 128, 'float32', cpu), cpu))\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", code],
@@ -167,7 +167,7 @@ def test_memory_is_measured_in_a_process():
         text=True,
         check=True,
     )
-    assert done.stdout.strip() == "None" or 100e6 < int(done.stdout) < 2e9
+    assert done.stdout.strip() == "None" or 50e6 < int(done.stdout) < 1e9
 
 
 def test_memory_of_both_sides_is_measured_alike(cifar_benchmark, monkeypatch):
@@ -197,7 +197,15 @@ def test_released_loaders_pin_memory_if_there_is_a_gpu(cifar_benchmark, monkeypa
 
 
 def test_rows_without_training(cifar_benchmark, monkeypatch, capsys):
-    monkeypatch.setattr(cifar_benchmark.cifar_parts, "REPEATS", 1)
+    parts = cifar_benchmark.cifar_parts
+    loss_work, random_batch = parts.loss_work, parts.random_batch
+
+    def small_loss(loss, classifiers, batch_size, num_classes, device):
+        return loss_work(loss, classifiers, batch_size // 32, num_classes // 10, device)
+
+    monkeypatch.setattr(parts, "REPEATS", 1)
+    monkeypatch.setattr(parts, "loss_work", small_loss)
+    monkeypatch.setattr(parts, "random_batch", lambda size, device: random_batch(2, device))
     assert cifar_benchmark.cifar.main(["--row", "loss", "--row", "inference", "--rounds", "1"]) == 0
     printed = capsys.readouterr().out
     assert "| loss of 3 classifiers" in printed and "time of 16 classifiers" in printed

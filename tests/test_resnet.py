@@ -134,24 +134,25 @@ def test_branches_are_initialized_as_in_torchvision(imagenet):
     assert (deep.stages[0][0].bn2.weight == 1).all()
 
 
-def test_folding_batch_norms_keeps_the_logits(imagenet):
-    """With weights and statistics that differ from the initial ones."""
+@pytest.mark.parametrize("arch", ["resnet18", "resnet50"])
+def test_folding_batch_norms_keeps_the_logits(imagenet, arch):
+    """With weights and statistics that differ from the initial ones; one block per layer."""
     torch.manual_seed(0)
-    for arch in ("resnet18", "resnet50"):
-        model = imagenet.resnet.build(arch, num_classes=10).eval()
-        for module in model.modules():
-            if isinstance(module, torch.nn.BatchNorm2d):
-                for tensor in (module.weight, module.bias, module.running_mean):
-                    torch.nn.init.normal_(tensor, 0.5, 0.2)
-                torch.nn.init.uniform_(module.running_var, 0.5, 2)
-        model.double()
-        images = torch.randn(2, 3, 64, 64, dtype=torch.float64)
-        with torch.no_grad():
-            before = model(images)
-            imagenet.resnet.fold_batch_norms(model)
-            assert not any(isinstance(m, torch.nn.BatchNorm2d) for m in model.modules())
-            for expected, logits in zip(before, model(images), strict=True):
-                torch.testing.assert_close(logits, expected, rtol=1e-9, atol=1e-12)
+    config = imagenet.resnet.NETWORKS[arch]._replace(blocks=(1, 1, 1, 1))
+    model = imagenet.resnet.DKSResNet(config, num_classes=10).eval()
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            for tensor in (module.weight, module.bias, module.running_mean):
+                torch.nn.init.normal_(tensor, 0.5, 0.2)
+            torch.nn.init.uniform_(module.running_var, 0.5, 2)
+    model.double()
+    images = torch.randn(2, 3, 40, 40, dtype=torch.float64)
+    with torch.no_grad():
+        before = model(images)
+        imagenet.resnet.fold_batch_norms(model)
+        assert not any(isinstance(m, torch.nn.BatchNorm2d) for m in model.modules())
+        for expected, logits in zip(before, model(images), strict=True):
+            torch.testing.assert_close(logits, expected, rtol=1e-9, atol=1e-12)
 
 
 def test_a_branch_is_moved_by_the_table_alone(imagenet):
