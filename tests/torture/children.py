@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 POLL_S = 0.005
-# Progress bars, and warnings of torch, of its C++ code (some with its stack) and of DataLoader about
-# its workers.
+# Progress bars, and warnings of torch, of its C++ code (some with a stack) and of DataLoader.
 HARMLESS = (
     r"batch/s|^\[?W\d{4} .*(torch/|\.cpp:)|^frame #\d+: |^Exception raised from |"
     r"This DataLoader will create|check_worker_number_rationality"
