@@ -63,9 +63,10 @@ def test_each_image_goes_to_exactly_one_process(imagenet, monkeypatch):
         for module in (loaders, distributed):
             monkeypatch.setattr(module, "world_size", lambda: 3)
         monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
-        loader = loaders.evaluation_loader(range(11), 6, 0, torch.device("cpu"), None)
+        pairs = [(torch.zeros(1), index) for index in range(11)]
+        loader = loaders.evaluation_loader(pairs, 6, 0, torch.device("cpu"), None)
         assert loader.batch_size == 2
-        seen += [int(i) for batch in loader for i in batch]
+        seen += [int(label) for _, labels in loader for label in labels]
     assert seen == list(range(11))
     with pytest.raises(imagenet.command_line.UserError, match="2 image"):
         loaders.evaluation_loader(range(2), 6, 0, torch.device("cpu"), None)

@@ -110,7 +110,7 @@ def test_momentum_and_epoch_are_resumed(wrn, legacy):
     words = "--dataset CIFAR100 --depth 16 --width 1".split()
     trainer = wrn.engine.make_trainer(wrn.options.parse(words), 100, torch.device("cpu"), True)
     loaded = wrn.run_state.load_checkpoint(legacy)
-    assert wrn.run_state.resume(loaded, trainer, None) == 3
+    assert wrn.resuming.resume(loaded, trainer, None) == 3
     names = [name for name in loaded.weights if "running" not in name and "batches" not in name]
     for name, parameter in trainer.model.named_parameters():
         buffer = trainer.optimizer.state[parameter]["momentum_buffer"]

@@ -48,7 +48,7 @@ SLURM = "--nodes --ntasks-per-node --gpus-per-node --cpus-per-task --time --sign
 ELSEWHERE = {
     "checkpoint.pt", "log.txt", "log.jsonl", "logs/demo/error.png", "model.pt7", ".safetensors",
     "ILSVRC2012_img_val.tar", "ILSVRC2012_devkit_t12.tar.gz", "LOC_val_solution.csv", "val/",
-    "torch.compile",
+    "torch.compile", "lock.owner",
 }  # fmt: skip
 
 
@@ -115,6 +115,7 @@ def test_names_of_functions_and_tables_exist():
     assert "NETWORKS" in names and len(names) > 5
     others = {"IMAGENET", "FOLDER", "PATH", "DIR", "LICENSE", "PIP_EXTRA_INDEX_URL", "state_dict"}
     others |= {"random_scheme"}  # of the logs
+    others |= {"GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME", "destroy_process_group"}  # PyTorch's
     defined = {name for name in names if re.search(rf"^(def )?{name}\b( =|\()", code, re.MULTILINE)}
     assert sorted(names - defined - others) == []
 
@@ -122,6 +123,7 @@ def test_names_of_functions_and_tables_exist():
 def test_every_flag_exists(wrn, imagenet, study, cifar_benchmark, imagenet_benchmark, capsys):
     """In the text and in the commands, those too that are marked as not run."""
     known = set((TORCHRUN + " " + SLURM).split()) | {"-m", "-r", "-n"}
+    known |= {"--ipc", "--shm-size"}  # Docker's
     mains = [wrn.main, wrn.report, imagenet.main, imagenet.train, imagenet.report]
     mains += [study.run, study.report, study.architecture]
     mains += [cifar_benchmark.cifar, imagenet_benchmark.imagenet]

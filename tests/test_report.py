@@ -133,39 +133,39 @@ def test_repeated_seeds_are_not_averaged(wrn, tmp_path, capsys):
     assert "dks: several runs with seed 0, so not averaged" in lines
 
 
-def test_a_copy_of_a_run_counts_once(folder, tmp_path, capsys):
+def test_a_copy_of_a_run_counts_once(wrn, tmp_path, capsys):
     for seed in (1, 2):
         write_log(tmp_path / f"s{seed}", "dks", seed, 20.0 + seed)
     write_log(tmp_path / "copies" / "s1", "dks", 1, 21.0)
-    rows, lines = report_of(folder, capsys, tmp_path)
+    rows, lines = report_of(wrn, capsys, tmp_path)
     assert rows["dks"][:3] == ["2", "3", "21.50 ± 0.71"]
     assert f"dks: {tmp_path.name}/s1 is a copy of copies/s1, left out" in lines
 
 
-def test_runs_on_different_data_are_not_averaged(folder, tmp_path, capsys):
+def test_runs_on_different_data_are_not_averaged(wrn, tmp_path, capsys):
     for seed, data in ((1, "aaa"), (2, "aaa"), (3, "bbb")):
         write_log(tmp_path / str(seed), "dks", seed, 20.0, data_fingerprint=data)
-    rows, lines = report_of(folder, capsys, tmp_path)
+    rows, lines = report_of(wrn, capsys, tmp_path)
     counts = {label: row[0] for label, row in rows.items()}
     assert (counts["dks, data aaa"], counts["dks, data bbb"]) == ("2", "1")
     assert "runs on different images are not averaged: `data` tells them apart" in lines
     # Of a log without fingerprint, it is not known to which of both it belongs.
     write_log(tmp_path / "old", "dks", 4, 20.0)
-    rows, _ = report_of(folder, capsys, tmp_path)
+    rows, _ = report_of(wrn, capsys, tmp_path)
     assert [*rows][2:] == ["dks, data aaa", "dks, data bbb", "dks"]
 
 
-def test_methods_on_different_data_are_told_apart(folder, tmp_path, capsys):
+def test_methods_on_different_data_are_told_apart(wrn, tmp_path, capsys):
     write_jsonl(tmp_path / "a", "baseline", 1, 50.0, data_fingerprint="aaa")
     write_jsonl(tmp_path / "b", "dks", 1, 50.0, data_fingerprint="bbb")
-    rows, _ = report_of(folder, capsys, tmp_path)
+    rows, _ = report_of(wrn, capsys, tmp_path)
     assert [*rows][2:] == ["baseline, data aaa", "dks, data bbb"]
 
 
-def test_older_logs_are_averaged_with_new_ones_on_one_set_of_data(folder, tmp_path, capsys):
+def test_older_logs_are_averaged_with_new_ones_on_one_set_of_data(wrn, tmp_path, capsys):
     write_log(tmp_path / "old", "dks", 1, 20.0)
     write_log(tmp_path / "new", "dks", 2, 21.0, data_fingerprint="aaa")
-    rows, _ = report_of(folder, capsys, tmp_path)
+    rows, _ = report_of(wrn, capsys, tmp_path)
     assert rows["dks"][0] == "2"
 
 

@@ -34,7 +34,7 @@ def seeds_of_epochs(wrn, monkeypatch):
     seeds, train_epoch = [], wrn.engine.Trainer.train_epoch
 
     def record(trainer, batches, epoch, progress, seed):
-        seeds.append((batches._seed(epoch), seed))
+        seeds.append((batches._batches._seed(epoch), seed))
         return train_epoch(trainer, batches, epoch, progress, seed)
 
     monkeypatch.setattr(wrn.engine.Trainer, "train_epoch", record)
