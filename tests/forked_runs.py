@@ -1,5 +1,8 @@
-"""Run train.py on `TinyNetwork` in forks of one process that has already imported everything.
+"""Run a script in forks of one process that has already imported everything.
 
+    python forked_runs.py FOLDER
+
+FOLDER is a script folder: `wrn_DKS` runs main.py, `imagenet` runs train.py on `TinyNetwork`.
 Reads requests from standard input, a JSON list per line, and answers each with a number:
 ["start", arguments, output file, environment variables] with the process ID;
 ["wait", process ID] with the exit status, once the process has ended.
@@ -10,16 +13,22 @@ import os
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "imagenet"))
+sys.path.insert(0, str(Path(__file__).parent.parent / sys.argv[1]))
 
 import torch  # noqa: E402
-from training import TinyNetwork  # noqa: E402
 
-import train  # noqa: E402
+if sys.argv[1] == "imagenet":
+    from training import TinyNetwork
+
+    import train as script
+
+    script.build = TinyNetwork
+else:
+    import main as script
 
 
 def start(argv: list[str], output: str, variables: dict[str, str]) -> int:
-    """Fork a process that runs train.py; return its ID."""
+    """Fork a process that runs the script; return its ID."""
     pid = os.fork()
     if pid:
         return pid
@@ -29,7 +38,7 @@ def start(argv: list[str], output: str, variables: dict[str, str]) -> int:
         os.dup2(file, 1)
         os.dup2(file, 2)
         os.environ.update(variables)
-        status = train.main(argv)
+        status = script.main(argv)
         sys.stdout.flush()
         sys.stderr.flush()
     finally:
@@ -42,7 +51,6 @@ def wait(pid: int) -> int:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    train.build = TinyNetwork
     for line in sys.stdin:
         request, *values = json.loads(line)
         print({"start": start, "wait": wait}[request](*values), flush=True)

@@ -1,9 +1,12 @@
 """Helpers for tests that start processes."""
 
 import contextlib
+import json
 import os
 import signal
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 
@@ -35,3 +38,40 @@ def kill_descendants(process: int) -> list[str]:
             os.kill(child, signal.SIGKILL)
             killed += [command] * bool(command)  # a process that has ended has none
     return killed
+
+
+class RunServer:
+    """Start a script in processes through forked_runs.py, which saves importing torch in each.
+
+    Args:
+        scripts: name of the script folder.
+        folder: for the output of the processes.
+    """
+
+    def __init__(self, scripts: str, folder: Path):
+        self._folder = folder
+        self._server = subprocess.Popen(
+            [sys.executable, Path(__file__).with_name("forked_runs.py"), scripts],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def _request(self, *request) -> int:
+        print(json.dumps(request), file=self._server.stdin, flush=True)
+        return int(self._server.stdout.readline())
+
+    def start(self, argv: list[str], **variables: str) -> int:
+        """Start the script; return its process ID."""
+        return self._request("start", argv, str(self._folder / "output"), variables)
+
+    def wait(self, pid: int, status: int = 0) -> str:
+        """Wait for the process, which must exit with `status`; return the latest output."""
+        actual, output = self._request("wait", pid), (self._folder / "output").read_text()
+        assert actual == status, output
+        return output
+
+    def close(self) -> None:
+        kill_descendants(self._server.pid)
+        self._server.stdin.close()
+        self._server.wait()

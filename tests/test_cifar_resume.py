@@ -2,13 +2,12 @@
 
 import os
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
 import torch
 from cifar_runs import SMALL_CIFAR_RUN, assert_same_run, records
+from processes import RunServer
 
 
 def test_run_stopped_in_each_epoch_resumes_to_the_same_weights(
@@ -47,34 +46,38 @@ def test_log_records_after_the_checkpoint_are_removed(cifar_main, cifar_run, tmp
     assert_same_run(folder, cifar_run)
 
 
-def test_killed_run_resumes_to_the_same_weights(cifar_run, wrn, tmp_path):
-    words = [*SMALL_CIFAR_RUN, "--epochs", "4", "--epoch_step", "[3]", "--save", str(tmp_path)]
-    command = [sys.executable, "main.py", *words, "--resume", "auto"]
-    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
-    process = subprocess.Popen(command, cwd=wrn.path, env=environment)
-    while not (tmp_path / "log.txt").exists():
-        assert process.poll() is None
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    runs = RunServer("wrn_DKS", tmp_path_factory.mktemp("runs"))
+    yield runs
+    runs.close()
+
+
+def wait_for_file(path):
+    deadline = time.monotonic() + 120
+    while not path.exists():
+        assert time.monotonic() < deadline
         time.sleep(0.01)
-    process.kill()
-    process.wait()
-    done = subprocess.run(command, cwd=wrn.path, env=environment, check=True, capture_output=True)
-    assert b"test error of the backbone" in done.stdout
+
+
+def test_killed_run_resumes_to_the_same_weights(runs, cifar_run, tmp_path):
+    words = [*SMALL_CIFAR_RUN, "--epochs", "4", "--epoch_step", "[3]", "--save", str(tmp_path)]
+    run = runs.start([*words, "--resume", "auto"])
+    wait_for_file(tmp_path / "log.txt")
+    os.kill(run, signal.SIGKILL)
+    runs.wait(run, -signal.SIGKILL)
+    output = runs.wait(runs.start([*words, "--resume", "auto"]))
+    assert "test error of the backbone" in output
     assert_same_run(tmp_path, cifar_run)
 
 
 @pytest.mark.parametrize(("name", "status"), [("SIGINT", 130), ("SIGTERM", 143)])
-def test_signals_stop_a_run_with_a_checkpoint(wrn, tmp_path, name, status):
-    words = [*SMALL_CIFAR_RUN, "--epochs", "10000", "--save", str(tmp_path)]
-    process = subprocess.Popen(
-        [sys.executable, "main.py", *words], cwd=wrn.path, stdout=-1, stderr=-1, text=True
-    )
-    while not (tmp_path / "checkpoint.pt").exists():
-        assert process.poll() is None
-        time.sleep(0.01)
-    process.send_signal(getattr(signal, name))
-    out, errors = process.communicate(timeout=60)
-    assert process.returncode == status
-    assert "--resume auto" in out and errors == f"stopped by {name}\n"
+def test_signals_stop_a_run_with_a_checkpoint(runs, tmp_path, name, status):
+    run = runs.start([*SMALL_CIFAR_RUN, "--epochs", "10000", "--save", str(tmp_path)])
+    wait_for_file(tmp_path / "checkpoint.pt")
+    os.kill(run, getattr(signal, name))
+    output = runs.wait(run, status)
+    assert "--resume auto" in output and output.endswith(f"\nstopped by {name}\n")
     assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["epoch"] >= 1
 
 

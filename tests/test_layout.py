@@ -53,7 +53,7 @@ def test_wrn_dks_runs_when_copied_away(tmp_path):
 def test_imagenet_runs_when_copied_away(tmp_path):
     for split in ("train", "val"):
         write_folders(tmp_path / "images", {"cat": 2, "dog": 2}, split)
-    words = "train.py --image-size 33 --epochs 1 -j 0 -b 4 --save run".split()
+    words = "train.py --method baseline --image-size 33 --epochs 1 -j 0 -b 4 --save run".split()
     copy, out = run_copy("imagenet", tmp_path, [*words, str(tmp_path / "images")])
     assert "epoch 1/1" in out
     assert (copy / "run" / "checkpoint.pt").exists()

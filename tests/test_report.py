@@ -190,6 +190,19 @@ def test_report_uses_the_last_tested_epoch(wrn, tmp_path, capsys):
         wrn.run_logs.read_runs([tmp_path])
 
 
+def test_report_does_not_choose_the_best_epoch(wrn, tmp_path, capsys):
+    """The error falls and rises again."""
+    (tmp_path / "run").mkdir()
+    records = [
+        {"method": "baseline", "epoch": epoch, "test_acc": 100 - error, "train_acc": 99.0}
+        for epoch, error in enumerate((40.0, 20.0, 30.0), 1)
+    ]
+    lines = "".join(f"json_stats: {json.dumps(record)}\n" for record in records)
+    (tmp_path / "run" / "log.txt").write_text(lines)
+    rows, _ = report_of(wrn, capsys, tmp_path)
+    assert rows["baseline"][:3] == ["1", "3", "30.00"]
+
+
 @pytest.mark.parametrize("figure", ["/nonexistent/x.png", "x.nonsense", "x", "/tmp"])
 def test_unsuitable_figures_are_one_line_errors(wrn, tmp_path, figure, capsys):
     write_log(tmp_path / "run", "dks", 1, 20.0)

@@ -1,6 +1,5 @@
 """imagenet/train.py in separate processes: killed, signalled, and under torchrun."""
 
-import json
 import os
 import re
 import signal
@@ -11,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from processes import child_processes, free_ports, kill_descendants
+from processes import RunServer, child_processes, free_ports
 from training import assert_same_run, command_line, log_records, write_data
 
 TESTS = Path(__file__).parent
@@ -80,41 +79,9 @@ def data(tmp_path_factory):
     return write_data(tmp_path_factory.mktemp("images"))
 
 
-class RunServer:
-    """Start processes through forked_runs.py, which saves importing torch in each."""
-
-    def __init__(self, folder: Path):
-        self._folder = folder
-        self._server = subprocess.Popen(
-            [sys.executable, TESTS / "forked_runs.py"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-
-    def _request(self, *request) -> int:
-        print(json.dumps(request), file=self._server.stdin, flush=True)
-        return int(self._server.stdout.readline())
-
-    def start(self, argv: list[str], **variables: str) -> int:
-        """Start train.py; return its process ID."""
-        return self._request("start", argv, str(self._folder / "output"), variables)
-
-    def wait(self, pid: int, status: int = 0) -> str:
-        """Wait for the process, which must exit with `status`; return the latest output."""
-        actual, output = self._request("wait", pid), (self._folder / "output").read_text()
-        assert actual == status, output
-        return output
-
-    def close(self) -> None:
-        kill_descendants(self._server.pid)
-        self._server.stdin.close()
-        self._server.wait()
-
-
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    runs = RunServer(tmp_path_factory.mktemp("runs"))
+    runs = RunServer("imagenet", tmp_path_factory.mktemp("runs"))
     yield runs
     runs.close()
 
