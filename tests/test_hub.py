@@ -70,12 +70,13 @@ def load():
     return lambda name, **options: torch.hub.load(str(ROOT), name, source="local", **options)
 
 
-@pytest.fixture
-def checkpoint(imagenet, tmp_path):
+@pytest.fixture(scope="module")
+def checkpoint(imagenet, tmp_path_factory):
     """A network with branches, in evaluation mode, and its checkpoint."""
+    path = tmp_path_factory.mktemp("weights") / "checkpoint.pt"
     network = imagenet.resnet.build("resnet18", num_classes=6).eval()
-    torch.save({"model": network.state_dict()}, tmp_path / "checkpoint.pt")
-    return network, tmp_path / "checkpoint.pt"
+    torch.save({"model": network.state_dict()}, path)
+    return network, path
 
 
 def test_weights_of_a_checkpoint(load, checkpoint):
