@@ -42,6 +42,7 @@ SMALL_EVALUATION = "--image-size 33 -b 4 -j 0 --device cpu".split()
 SMALL_STUDY = "--rows baseline --seeds 1 --epochs 1 --depth 10 --width 0.25".split()
 
 TORCHRUN = "--nproc_per_node --nnodes --max-restarts --rdzv-backend --rdzv-endpoint --rdzv-id"
+DOCKER = "--shm-size --ipc"
 SLURM = "--nodes --ntasks-per-node --gpus-per-node --cpus-per-task --time --signal --requeue"
 
 # What looks like a path in backticks and is none of the repository's: outputs, data, a function.
@@ -114,16 +115,15 @@ def test_names_of_functions_and_tables_exist():
     )
     assert "NETWORKS" in names and len(names) > 5
     others = {"IMAGENET", "FOLDER", "PATH", "DIR", "LICENSE", "PIP_EXTRA_INDEX_URL", "state_dict"}
-    others |= {"random_scheme"}  # of the logs
-    others |= {"GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME", "destroy_process_group"}  # PyTorch's
+    others |= {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME"}
+    others |= {"destroy_process_group", "random_scheme"}  # PyTorch's; of the logs
     defined = {name for name in names if re.search(rf"^(def )?{name}\b( =|\()", code, re.MULTILINE)}
     assert sorted(names - defined - others) == []
 
 
 def test_every_flag_exists(wrn, imagenet, study, cifar_benchmark, imagenet_benchmark, capsys):
     """In the text and in the commands, those too that are marked as not run."""
-    known = set((TORCHRUN + " " + SLURM).split()) | {"-m", "-r", "-n"}
-    known |= {"--ipc", "--shm-size"}  # Docker's
+    known = set(f"{TORCHRUN} {SLURM} {DOCKER}".split()) | {"-m", "-r", "-n"}
     mains = [wrn.main, wrn.report, imagenet.main, imagenet.train, imagenet.report]
     mains += [study.run, study.report, study.architecture]
     mains += [cifar_benchmark.cifar, imagenet_benchmark.imagenet]
