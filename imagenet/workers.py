@@ -54,17 +54,18 @@ class WorkerSignalGuard:
             os._exit(0)
 
 
-def collate(samples: Sequence[tuple[Tensor, int]]) -> tuple[Tensor, Tensor]:
+def collate(samples: Sequence[tuple[Tensor, int]]) -> list[Tensor]:
     """Stack images and labels; in a worker, both in shared memory.
 
     DataLoader's own function leaves the labels to a thread that sends the batch. If shared memory
     is full, that thread drops the batch, and the main process waits for it forever. An error raised
     here reaches the main process.
     """
-    images, labels = default_collate(samples)
+    batch = default_collate(samples)
     if get_worker_info():
-        labels.share_memory_()
-    return images, labels
+        for tensor in batch:
+            tensor.share_memory_()
+    return batch
 
 
 def worker_failure(error: BaseException | None) -> str | None:
