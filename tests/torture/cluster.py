@@ -1,7 +1,5 @@
 """Faults of a run on two machines, which are simulated by namespaces."""
 
-import contextlib
-import shutil
 import time
 from collections.abc import Callable
 from functools import partial
@@ -11,14 +9,11 @@ import training
 from synthetic import write_folders
 
 from torture.attempts import Attempt, Fault, expect
-from torture.children import POLL_S, ProcessResult
-from torture.cluster_runs import END_S, FINISH_S, Cluster, cluster
-from torture.namespaces import missing, run
-from torture.runs import TRAINING_RUN
+from torture.cluster_disks import disk_full, save_not_shared, slow_save, small_shm
+from torture.cluster_runs import END_S, FINISH_S, cluster
+from torture.namespaces import missing
 from torture.scripts import CIFAR, TRAINING
 
-# A batch of 20 MiB from each of two workers of a machine.
-BIG_BATCHES = "--epochs 1 -b 32 --image-size 640 -j 2".split()
 RECOVERY_S = 240  # includes 60 s in which torchrun waits for another machine
 
 
@@ -35,7 +30,7 @@ def prepare(attempt: Attempt) -> None:
 
 def write_reference(attempt: Attempt, shared: Path) -> None:
     training.write_data(shared / "images")
-    for part, count in (("train", 32), ("val", 1)):
+    for part, count in (("train", 80), ("val", 1)):
         write_folders(shared / "many", dict.fromkeys(("cat", "dog", "eel"), count), part)
     attempt.shared = shared.parent
     with cluster(attempt) as undisturbed:
@@ -74,7 +69,7 @@ def agent_stopped(attempt: Attempt) -> None:
         if restarts:
             nodes.expect_success(nodes.restart_failed(RECOVERY_S))
         else:
-            end_and_resume(nodes)
+            nodes.expect_survival(nodes.end(END_S))
 
 
 def link_cut(seconds: float, attempt: Attempt) -> None:
@@ -87,96 +82,7 @@ def link_cut(seconds: float, attempt: Attempt) -> None:
         if seconds:
             time.sleep(seconds)
             machine.connect()
-        end_and_resume(nodes)
-
-
-def save_not_shared(attempt: Attempt) -> None:
-    """Interrupt and resume a run whose machines each have their own folder."""
-    with cluster(attempt, private=True) as nodes:
-        own, other = (machine.disk for machine in nodes.machines)
-        nodes.start()
-        nodes.sleep_until_random_moment()
-        if attempt.rng.random() < 0.5:  # the second machine has a checkpoint too, perhaps older
-            with contextlib.suppress(FileNotFoundError):
-                shutil.copy(own / "checkpoint.pt", other)
-            nodes.sleep_until_random_moment()
-        for machine in nodes.machines:
-            machine.kill()
-        nodes.start()
-        results = nodes.end(END_S)
-        shutil.copytree(own, nodes.save, dirs_exist_ok=True)
-        nodes.share_save()
-        check_and_resume(nodes, results, "shared")
-
-
-def disk_full(attempt: Attempt) -> None:
-    """Fill the disk that contains the folder of the run."""
-    with cluster(attempt) as nodes:
-        nodes.save.mkdir()
-        run("mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(nodes.save))
-        nodes.start()
-        nodes.sleep_until_random_moment()
-        fill(nodes.save / "other")
-        results = nodes.end(END_S)
-        (nodes.save / "other").unlink()
-        check_and_resume(nodes, results, "space")
-
-
-def slow_save(attempt: Attempt) -> None:
-    """Stop a run in, or in half of imagenet/'s attempts before, a save of 45 s, which must last."""
-    request = attempt.folder / "slow-save"
-    with cluster(attempt) as nodes:
-        nodes.variables["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"] = "100"
-        if nodes.run == TRAINING_RUN and attempt.index // 2 % 2:
-            nodes.start()
-            nodes.wait_for_epoch(0)
-            nodes.sleep_until_random_moment()
-            request.touch()
-        else:
-            request.write_text(str(attempt.rng.randrange(1, nodes.run.saves)))
-            nodes.start()
-            while request.exists() and not nodes.any_ended():
-                time.sleep(POLL_S)
-            time.sleep(3 * attempt.rng.random())
-        for machine in attempt.rng.choice((nodes.machines, *zip(nodes.machines, strict=True))):
-            machine.terminate()
-        results = nodes.end(END_S)
-        is_kept = (attempt.folder / "saved").exists() or request.exists()
-        expect(is_kept, "the slow save was lost", nodes.describe(nodes.machines[0], results[0]))
-        check_and_resume(nodes, results)
-
-
-def small_shm(attempt: Attempt) -> None:
-    """Fill a /dev/shm of 64 MiB, by large batches or by another program."""
-    small = attempt.rng.choice(((0,), (1,), (0, 1)))
-    with cluster(attempt, small_shm=small) as nodes:
-        if nodes.run == TRAINING_RUN and attempt.index // 2 % 2:
-            nodes.more = ["--dataroot", str(nodes.shared / "many"), *BIG_BATCHES]
-        elif nodes.run == TRAINING_RUN:
-            nodes.more = ["-j", "2"]
-        nodes.start()
-        if "--dataroot" in nodes.more:
-            results = nodes.end(END_S)
-            nodes.expect_reasons(results, "--shm-size")
-            return
-        nodes.sleep_until_random_moment()
-        for index in small:
-            fill_shm(nodes, index)
-        check_and_resume(nodes, nodes.end(END_S), "--shm-size")
-
-
-def fill_shm(nodes: Cluster, index: int) -> None:
-    init = nodes.machines[index].init()
-    if init:
-        with contextlib.suppress(FileNotFoundError):  # it has just ended
-            fill(Path(f"/proc/{init}/root/dev/shm/other"))
-
-
-def fill(path: Path) -> None:
-    """Write a file until the disk is full."""
-    with contextlib.suppress(OSError), open(path, "wb", buffering=0) as file:
-        while True:
-            file.write(bytes(4096))
+        nodes.expect_survival(nodes.end(END_S))
 
 
 def loopback_name(attempt: Attempt) -> None:
@@ -193,19 +99,6 @@ def loopback_name(attempt: Attempt) -> None:
             return
         nodes.expect_reasons(results, "GLOO_SOCKET_IFNAME")
         nodes.resume(GLOO_SOCKET_IFNAME="eth0")
-
-
-def end_and_resume(nodes: Cluster) -> None:
-    check_and_resume(nodes, nodes.end(END_S))
-
-
-def check_and_resume(nodes: Cluster, results: list[ProcessResult], mention: str = "") -> None:
-    """Expect success, or a reason from each machine and that the run can be resumed."""
-    if any(result.status != 0 for result in results):
-        nodes.expect_reasons(results, mention)
-        nodes.resume()
-    else:
-        nodes.expect_success(results)
 
 
 ENDS = f"within {END_S} s every machine ends with a line that names the reason"

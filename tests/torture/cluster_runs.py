@@ -47,6 +47,7 @@ class Cluster:
         self.save = attempt.folder / "run"
         self.restarts = restarts
         self.more: list[str] = []  # arguments of the script
+        self.images = self.shared / "images"  # of imagenet/'s run
         self.variables: dict[str, str] = {}  # of the environment
         self.machines = [
             Machine(
@@ -76,8 +77,10 @@ class Cluster:
         launcher += " --log-dir"
         logs = str(self._logs(machine, machine.boots + 1))
         path = str(script.folder.path / f"{script.module}.py")
-        worker = [paced.__file__, str(attempt.folder), path, *self.run.argv(attempt, self.save)]
-        return [sys.executable, *launcher.split(), logs, *worker, *self.more]
+        argv = [*self.run.argv(attempt, self.save), *self.more]
+        argv = [str(self.images) if word == str(self.shared / "images") else word for word in argv]
+        worker = [paced.__file__, str(attempt.folder), path, *argv]
+        return [sys.executable, *launcher.split(), logs, *worker]
 
     def _logs(self, machine: Machine, boot: int) -> Path:
         return self.attempt.folder / f"{machine.name}-logs{boot}"
@@ -135,6 +138,14 @@ class Cluster:
         for machine, result in zip(self.machines, results, strict=True):
             expect(result.status == 0, "expected status 0", self.describe(machine, result))
         expect_same_run(self.run, self.save, self.shared / "reference")
+
+    def expect_survival(self, results: list[ProcessResult], mention: str = "") -> None:
+        """Expect success, or a reason from each machine and that the run can be resumed."""
+        if any(result.status != 0 for result in results):
+            self.expect_reasons(results, mention)
+            self.resume()
+        else:
+            self.expect_success(results)
 
     def expect_reasons(self, results: list[ProcessResult], mention: str = "") -> None:
         """Expect that every machine has ended and named the reason, one of them with `mention`."""
