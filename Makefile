@@ -1,7 +1,8 @@
 # make demo: train baseline, DS and DKS on the digits that ship, then compare them.
 # make test: the whole test suite and the linter.
 # make test-oldest: the test suite with the oldest versions that requirements.txt allows.
-# make torture: faults and bad input by the hundred, under 30 minutes; N=0.1 does a tenth.
+# make torture: faults and bad input by the hundred, under 30 minutes; N=0.1 does a tenth. As root on
+# Linux, also the faults of a cluster, which take an hour more.
 # pip's environment variables (PIP_INDEX_URL and so on) hold here as anywhere.
 PYTHON ?= python3
 BIN := $(CURDIR)/.venv/bin
