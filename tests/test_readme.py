@@ -41,7 +41,8 @@ SMALL_TRAIN = "--image-size 33 --epochs 1 -b 4 -j 0 --device cpu".split()
 SMALL_EVALUATION = "--image-size 33 -b 4 -j 0 --device cpu".split()
 SMALL_STUDY = "--rows baseline --seeds 1 --epochs 1 --depth 10 --width 0.25".split()
 
-TORCHRUN = "--nproc_per_node --nnodes --max-restarts --rdzv-backend --rdzv-endpoint --rdzv-id"
+TORCHRUN = "--nproc_per_node --nnodes --max-restarts --rdzv-backend --rdzv-endpoint --rdzv-id "
+TORCHRUN += "--rdzv-conf"
 DOCKER = "--shm-size --ipc"
 SLURM = "--nodes --ntasks-per-node --gpus-per-node --cpus-per-task --time --signal --requeue"
 
@@ -123,7 +124,7 @@ def test_names_of_functions_and_tables_exist():
 
 def test_every_flag_exists(wrn, imagenet, study, cifar_benchmark, imagenet_benchmark, capsys):
     """In the text and in the commands, those too that are marked as not run."""
-    known = set(f"{TORCHRUN} {SLURM} {DOCKER}".split()) | {"-m", "-r", "-n"}
+    known = set(f"{TORCHRUN} {SLURM} {DOCKER}".split()) | {"-m", "-r", "-n", "--only"}
     mains = [wrn.main, wrn.report, imagenet.main, imagenet.train, imagenet.report]
     mains += [study.run, study.report, study.architecture]
     mains += [cifar_benchmark.cifar, imagenet_benchmark.imagenet]
@@ -449,7 +450,7 @@ def test_commands_are_found_but_for_the_marked_ones():
         Command(".", ("make", "a"))
     ]
     assert len(commands()) > 30 and Command(".", ("make", "demo")) in commands()
-    assert len(marks()) == 4 and all(re.match(r": \w{2}", reason) for reason in marks())
+    assert len(marks()) == 5 and all(re.match(r": \w{2}", reason) for reason in marks())
 
 
 def test_backticks_are_closed():
