@@ -16,11 +16,13 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from processes import child_processes
+
 from torture.children import POLL_S, Child, ProcessResult
 
 CLONE_NEWNS, CLONE_NEWNET = 0x00020000, 0x40000000  # of linux/sched.h
 PR_SET_PDEATHSIG = 1  # of linux/prctl.h
-TOOLS = ("bash", "hostname", "ip", "mount", "nsenter", "ps", "unshare")
+TOOLS = ("bash", "hostname", "ip", "mount", "nsenter", "unshare")
 BRIDGE = "bridge0"
 
 # The new network namespace is entered first, because $outside is a process ID of the old one.
@@ -162,7 +164,7 @@ class Machine:
     def terminate(self) -> None:
         """Send SIGTERM to the command, once it runs."""
         while not self.has_ended():
-            for pid in children_of(self.init()):
+            for pid in child_processes(self.init()):
                 if command_of(pid) not in ("bash", "hostname", "mount"):  # those of `BOOT`
                     os.kill(pid, signal.SIGTERM)
                     return
@@ -170,7 +172,9 @@ class Machine:
 
     def init(self) -> int:
         """Return the ID of the machine's first process, or 0 if it has none."""
-        return next(iter(children_of(self._child.pid)), 0)
+        if self.has_ended():  # its ID may be that of another process now
+            return 0
+        return next(iter(child_processes(self._child.pid)), 0)
 
     def kill(self) -> None:
         """Kill all processes of the machine at once."""
@@ -194,11 +198,6 @@ class Machine:
             # The kernel may have removed it with the machine's network already.
             subprocess.run(["ip", "link", "delete", self._port], capture_output=True)
             self._child = None
-
-
-def children_of(pid: int) -> list[int]:
-    listing = subprocess.run(["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True)
-    return [int(word) for word in listing.stdout.split()]
 
 
 def command_of(pid: int) -> str:
