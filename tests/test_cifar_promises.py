@@ -64,14 +64,17 @@ def divergence(teacher, student):
 
 
 def test_a_run_is_sgd_with_momentum_cleared_at_milestones_on_the_weighted_loss(wrn, run):
-    """The released code makes a new optimizer at each milestone, and so starts at rest."""
+    """The released code makes a new optimizer at each milestone, and so starts at rest.
+
+    Computed in float64: in float32, rounding grows to more than the tolerance in nine steps.
+    """
     folder, initial, batches = run
-    network = digits_network(wrn, initial).train()
+    network = digits_network(wrn, initial).double().train()
     for epoch, rate in enumerate(RATES):
         velocity = [torch.zeros_like(parameter) for parameter in network.parameters()]
         losses, correct = [], torch.zeros(3)
         for images, labels in batches[epoch * STEPS : (epoch + 1) * STEPS]:
-            logits = network(images)
+            logits = network(images.double())
             backbone, branches, synergy = loss_terms(logits, labels)
             total = backbone + AUX_WEIGHT * branches + SYNERGY_WEIGHT * synergy
             losses.append([part.item() for part in (total, backbone, branches, synergy)])
@@ -89,7 +92,7 @@ def test_a_run_is_sgd_with_momentum_cleared_at_milestones_on_the_weighted_loss(w
         assert accuracies == pytest.approx((100 * correct / 1437).tolist(), abs=0.2)
     saved = torch.load(folder / "checkpoint.pt", weights_only=True)["model"]
     for name, value in network.state_dict().items():
-        torch.testing.assert_close(saved[name], value, rtol=1e-3, atol=5e-4)
+        torch.testing.assert_close(saved[name].double(), value.double(), rtol=1e-3, atol=1e-4)
 
 
 def test_a_test_scores_the_last_images_normalized_by_the_training_images(wrn, run):
