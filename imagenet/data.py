@@ -67,14 +67,14 @@ class AugmentedDataset(Dataset):
     """
 
     def __init__(self, files: ImageFiles, seed: int):
-        self._files = files
+        self.files = files
         self._seed = seed
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, int]:
         """Return the image and label of a key (epoch, index)."""
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(derived_seed(self._seed, *key))
-            return self._files[key[1]]
+            return self.files[key[1]]
 
 
 class ImageSets(NamedTuple):

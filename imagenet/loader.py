@@ -11,7 +11,7 @@ from common.command_line import UserError, plural
 from common.distributed import shard, world_size
 from common.mixing import Mixing
 from common.seeds import derived_seed
-from data import AugmentedDataset, ImageFiles
+from data import AugmentedDataset
 from presets import IMAGENET_MEAN, IMAGENET_STD
 from skipping import SkippedImages
 from workers import collate, worker_failure
@@ -79,9 +79,8 @@ class TrainingLoader:
     """Augmented batches of this process, on the device.
 
     Args:
-        files: yields uint8 images (3, S, S) and labels.
+        dataset: yields uint8 images (3, S, S) and labels.
         sampler: of the batches.
-        seed: of the augmentation.
         workers: DataLoader workers per process; 0 loads in the main process.
         prefetch: batches prefetched per worker.
         device: of the batches.
@@ -91,24 +90,23 @@ class TrainingLoader:
 
     def __init__(
         self,
-        files: ImageFiles,
+        dataset: AugmentedDataset,
         sampler: ResumableBatchSampler,
-        seed: int,
         workers: int,
         prefetch: int,
         device: torch.device,
         worker_init: Callable[[int], None],
         mixing: Mixing | None = None,
     ):
-        self.files = files
+        self.files = dataset.files
         self.sampler = sampler
         self._device = device
         self._mixing = mixing
-        self._skipping = SkippedImages(mixing is not None) if files.skip_unreadable else None
+        self._skipping = SkippedImages(mixing is not None) if self.files.skip_unreadable else None
         self._mean = 255 * torch.tensor(IMAGENET_MEAN, device=device).view(3, 1, 1)
         self._std = 255 * torch.tensor(IMAGENET_STD, device=device).view(3, 1, 1)
         self._loader = DataLoader(
-            AugmentedDataset(files, seed),
+            dataset,
             batch_sampler=sampler,
             num_workers=workers,
             collate_fn=collate,

@@ -37,7 +37,7 @@ from common.run_folder import CHECKPOINT, lock_run_folder, refuse_run_file
 from common.sgd import make_sgd
 from common.signals import Interrupted
 from common.stopping import PreemptionGuard
-from data import ImageSets, find_image_sets
+from data import AugmentedDataset, ImageSets, find_image_sets
 from engine import ModelEma, Trainer
 from epoch_log import LOG, EpochLog, print_start, train_record, validation_record
 from evaluate import catch_out_of_memory
@@ -147,8 +147,9 @@ def make_loaders(
 ) -> tuple[TrainingLoader, DataLoader]:
     """Build the training and the validation loader of this process."""
     mixing = make_mixing(config.mixup, config.cutmix, len(sets.class_names), config.seed)
+    dataset = AugmentedDataset(sets.train, config.seed)
     train_loader = TrainingLoader(
-        sets.train, sampler, config.seed, config.workers, config.prefetch, device, workers, mixing
+        dataset, sampler, config.workers, config.prefetch, device, workers, mixing
     )
     validation_loader = evaluation_loader(
         sets.validation, config.batch_size, config.workers, device, workers

@@ -188,7 +188,8 @@ def test_a_resumed_epoch_weighs_each_step_by_its_own_batch(
     monkeypatch.setattr(imagenet.distributed, "rank", lambda: rank)
     files = imagenet.data.find_image_sets(data, None, 36, "crop").train
     sampler = imagenet.loader.ResumableBatchSampler(21, batch_size=8, seed=0)
-    loader = imagenet.loader.TrainingLoader(files, sampler, 0, 0, 2, CPU, None)
+    dataset = imagenet.data.AugmentedDataset(files, 0)
+    loader = imagenet.loader.TrainingLoader(dataset, sampler, 0, 2, CPU, None)
     batches = list(loader.epoch(0, first_step))
     assert [len(batch.labels) for batch in batches] == list(counts[first_step:])
     fractions = [count / whole for count, whole in zip(counts, (8, 8, 5), strict=True)]

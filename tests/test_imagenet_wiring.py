@@ -109,9 +109,8 @@ def seeds(seen):
     network, loader = TinyNetwork("", num_classes=3), seen.imagenet.loader
     sampler = loader.ResumableBatchSampler(13, 4, 5, with_previous=True)
     mixed = seen.imagenet.mixing.make_mixing(1, 0, 3, 5)
-    expected = loader.TrainingLoader(
-        seen.loader.files, sampler, 5, 0, 2, torch.device("cpu"), None, mixed
-    )
+    dataset = seen.imagenet.data.AugmentedDataset(seen.loader.files, 5)
+    expected = loader.TrainingLoader(dataset, sampler, 0, 2, torch.device("cpu"), None, mixed)
     other, batch = next(expected.epoch(1)), next(seen.loader.epoch(1))
     same = torch.equal(network.fc.weight, seen.trainer.model.fc.weight)
     return same, torch.equal(other.labels, batch.labels), torch.equal(other.images, batch.images)

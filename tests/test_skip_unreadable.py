@@ -172,7 +172,7 @@ def compute(data, path):
         trainer = Trainer(network, SynergyLoss(), torch.optim.SGD(network.parameters(), lr=0))
         trainer.parallel.eval()
         sampler = ResumableBatchSampler(len(files), 3, seed=0)
-        loader = TrainingLoader(files, sampler, 0, 0, 1, device, None)
+        loader = TrainingLoader(AugmentedDataset(files, 0), sampler, 0, 1, device, None)
         gradients = []
         for batch in loader.epoch(0):
             for parameter in network.parameters():

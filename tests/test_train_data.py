@@ -47,7 +47,8 @@ def test_processes_split_the_batches_of_one_process(imagenet, monkeypatch):
 def training_batches(imagenet, files, workers, first_step=0, epoch=1):
     sampler = imagenet.loader.ResumableBatchSampler(len(files), batch_size=4, seed=0)
     with imagenet.workers.WorkerSignalGuard() as guard:
-        loader = imagenet.loader.TrainingLoader(files, sampler, 0, workers, 2, CPU, guard)
+        dataset = imagenet.data.AugmentedDataset(files, 0)
+        loader = imagenet.loader.TrainingLoader(dataset, sampler, workers, 2, CPU, guard)
         return list(loader.epoch(epoch, first_step))
 
 
