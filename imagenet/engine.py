@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from common.data_parallel import wrap_ddp
+from common.data_parallel import scale_for_ddp, wrap_ddp
 from common.distributed import broadcast_buffers, world_size
 from common.metrics import MetricSums, topk_correct
 from evaluate import Scores, evaluate, forward
@@ -174,7 +174,7 @@ class Trainer:
             with self._no_sync() if part < parts - 1 else nullcontext():
                 logits = forward(self.parallel, images[part], self._dtype)
                 losses = self._criterion(logits, labels[part])
-                total = losses.total * (weight * batch.batch_fraction * world_size())
+                total = scale_for_ddp(losses.total, weight * batch.batch_fraction)
                 self.scaler.scale(total).backward()
             means.append(losses.total.detach() * weight)
             # A placeholder image counts with weight 0: all processes need the same sums.

@@ -27,6 +27,7 @@ from common.distributed import describe_devices, print_once
 from common.gpu import describe_dtype
 from common.json_log import Log
 from common.run_logs import classifier_names
+from common.scalar_log import ScalarLog
 from data import ImageSets
 from evaluate import Scores
 from schedule import Schedule
@@ -60,12 +61,9 @@ class EpochLog:
     """
 
     def __init__(self, folder: Path, epoch: int, step: int, data_fingerprint: str):
-        # Imported here because it takes seconds and only process 0 needs it.
-        from torch.utils.tensorboard import SummaryWriter
-
         self._log = Log(folder / LOG)
         self._log.truncate_after(epoch)
-        self._writer = SummaryWriter(folder, purge_step=step + 1)
+        self._scalars = ScalarLog(folder, step + 1)
         self._run = {"data_fingerprint": data_fingerprint}
 
     def write(self, config: Config, epoch: int, step: int, metrics: dict) -> None:
@@ -73,9 +71,7 @@ class EpochLog:
         run = {name: getattr(config, name) for name in ("arch", "method", "seed")} | self._run
         record = {"epoch": epoch, "step": step, **run, **metrics, "options": config.to_dict()}
         self._log.append(record)
-        for tag, value in tensorboard_scalars(record).items():
-            self._writer.add_scalar(tag, value, step)
-        self._writer.flush()
+        self._scalars.write(tensorboard_scalars(record), step)
         train, times = record["train"], record["times"]
         print(
             f"epoch {epoch}/{config.epochs}: lr {record['lr']:.4g}, train loss "
@@ -88,7 +84,7 @@ class EpochLog:
             print(f"skipped {plural(train['unreadable'], 'training image')} that cannot be read")
 
     def close(self) -> None:
-        self._writer.close()
+        self._scalars.close()
 
 
 def describe_validation(record: dict) -> str:

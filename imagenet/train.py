@@ -171,19 +171,16 @@ def train_epochs(
         Interrupted: a signal arrived; the run is saved.
     """
     save = partial(train_state.save, config.save / CHECKPOINT, trainer, config, sets)
-    log = (
-        EpochLog(config.save, trainer.epoch, trainer.step, sets.fingerprint())
-        if rank() == 0
-        else None
-    )
+    log = None
+    if rank() == 0:
+        log = EpochLog(config.save, trainer.epoch, trainer.step, sets.fingerprint())
     with WorkerSignalGuard() as workers, PreemptionGuard() as preemption:
         loaders = make_loaders(config, sets, sampler, trainer.device, workers)
         hook = CheckpointHook(preemption, trainer, save, config.checkpoint_minutes)
         try:
             while trainer.epoch < config.epochs:
                 record = train_epoch(config, trainer, loaders, schedule, hook)
-                if log:
-                    log.write(config, trainer.epoch, trainer.step, record)
+                preemption.on_main_process(partial(log_epoch, log, config, trainer, record))
                 hook.save()
         except Interrupted:  # here by the hook alone, which has saved the run
             print_once(
@@ -193,6 +190,10 @@ def train_epochs(
             raise
     if log:
         log.close()
+
+
+def log_epoch(log: EpochLog, config: Config, trainer: Trainer, record: dict) -> None:
+    log.write(config, trainer.epoch, trainer.step, record)
 
 
 def train_epoch(

@@ -3,6 +3,7 @@
 import errno
 import multiprocessing
 import os
+import re
 import shutil
 import signal
 from collections.abc import Sequence
@@ -83,6 +84,11 @@ def worker_failure(error: BaseException | None) -> str | None:
         text = str(error.__cause__)
     if any(sign in text for sign in ("shared memory", os.strerror(errno.ENOSPC), "Bus error")):
         return out_of_shared_memory()
+    if refused := re.search(r"file </torch_[^>]*>.*: (.+) \(\d+\)", text):
+        return (
+            f"a DataLoader worker cannot create shared memory ({refused[1]}); raise the limit, "
+            "which `ulimit -a` shows, or use -j 0"
+        )
     if "Caught" in text and "DataLoader worker" in text:
         return None  # an error of the code that a worker ran: a bug
     return (

@@ -14,6 +14,7 @@ own exit does, exits with status 98 instead.
 """
 
 import atexit
+import errno
 import json
 import os
 import signal
@@ -29,7 +30,7 @@ import torch  # noqa: E402
 import torch.distributed  # noqa: E402
 
 import engine  # noqa: E402
-from common import checkpoint  # noqa: E402
+from common import checkpoint, heartbeat, json_log  # noqa: E402
 from common.leaving import run_script  # noqa: E402
 
 if FOLDER.name == "imagenet":
@@ -91,6 +92,25 @@ def slow_export(rank: int) -> None:
     """Process 0 works longer than process 1."""
     if rank == 0:
         before(weights, "export_backbone", 1, lambda *_: time.sleep(1))
+
+
+def full_disk(rank: int) -> None:
+    """Process 0 cannot write the log."""
+
+    def fail(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    if rank == 0:
+        before(json_log.os, "fsync", 1, fail)
+
+
+def silence(rank: int) -> None:
+    """Process 1 neither ends nor gives another sign of life after its first one."""
+    if rank == 1:
+        heartbeat.INTERVAL_S = 3600.0
+        before(script, "barrier", 1, lambda *_: torch.distributed.recv(torch.zeros(1), 0))
+    else:
+        heartbeat.INTERVAL_S, heartbeat.SILENCE_S = 0.05, 1.0
 
 
 def run(case: dict, rank: int) -> None:

@@ -16,10 +16,11 @@ TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
 SCRIPT = """
 import sys
 import torch
+from common.data_parallel import scale_for_ddp
 from common.distributed import distributed_context, rank
 from common.leaving import run_script
 from data import load_dataset
-from engine import Trainer, scale_for_ddp
+from engine import Trainer
 from loader import AugmentedBatches, Batches
 from schedule import StepSchedule
 from synergy import SynergyLoss
@@ -40,7 +41,7 @@ def compute(device):
     for batch in batches.epoch(0):  # of 5, 5 and 1 images
         losses = trainer.criterion(trainer._forward(trainer._parallel, batch), batch.labels)
         trainer.optimizer.zero_grad()
-        scale_for_ddp(losses.total, batch).backward()
+        scale_for_ddp(losses.total, batch.batch_fraction).backward()
         gradients.append([p.grad.clone() for p in model.parameters()])
     test = trainer.evaluate(Batches(data.test, data.info, 7, device))
     return {"gradients": gradients, "errors": test.errors, "losses": test.losses,

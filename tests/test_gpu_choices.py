@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch.distributed import HashStore
 from training import TinyNetwork, command_line, error_of, run_train, write_data
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 1)
@@ -152,6 +153,9 @@ def test_both_scripts_warn_of_few_images(wrn, imagenet, cifar_main, monkeypatch,
 @pytest.mark.parametrize(("device", "expected"), [(GPU, GPU), (CPU, None)])
 def test_nccl_is_given_the_device(wrn, monkeypatch, device, expected):
     distributed, given = wrn.distributed, {}
+    monkeypatch.setattr(wrn.process_group.dist, "TCPStore", lambda host, port: HashStore())
+    monkeypatch.setenv("MASTER_ADDR", "localhost")
+    monkeypatch.setenv("MASTER_PORT", "1")
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "1")
     monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
@@ -165,7 +169,7 @@ def test_nccl_is_given_the_device(wrn, monkeypatch, device, expected):
         given.update(options, backend=backend)
         raise Started
 
-    monkeypatch.setattr(distributed.dist, "rendezvous", lambda url: iter([(None, 1, 2)]))
+    monkeypatch.setattr(distributed.dist, "rendezvous", lambda url: iter([(HashStore(), 1, 2)]))
     monkeypatch.setattr(distributed.dist, "init_process_group", init_process_group)
     with pytest.raises(Started), distributed.distributed_context("auto"):
         pass

@@ -41,6 +41,7 @@ def imagenet_pairs(folder):
         ("stop", [], "checkpoint.pt"),
         ("not_finite", ["--checkpoint-minutes", "0"], None),
         ("bug", [], None),
+        ("full_disk", [], None),
         ("slow_export", ["--epochs", "1", "--export", str(folder / "x.pth")], "../x.pth"),
     ):
         save = folder / f"imagenet_{fault}"
@@ -57,7 +58,7 @@ def imagenet_pairs(folder):
 def cifar_pairs(folder):
     """The results of wrn_DKS/main.py with each fault."""
     cases = {}
-    for fault in ("stop_later", "not_finite"):
+    for fault in ("stop_later", "not_finite", "silence"):
         save = folder / f"cifar_{fault}"
         words = "--epochs 3 --batch_size 256 --device cpu --save".split()
         cases[fault] = {
@@ -94,6 +95,19 @@ def test_all_processes_name_the_weight_that_is_not_finite(request, pairs):
     reasons = [output.splitlines()[-1] for output in outputs]
     assert reasons[0] == reasons[1] and reasons[0].startswith("error: ")
     assert "running_mean" in reasons[0] and "not finite" in reasons[0]
+
+
+def test_all_name_the_full_disk_of_process_0(imagenet_pairs):
+    statuses, outputs = imagenet_pairs["full_disk"]
+    assert statuses == [2, 2], outputs
+    for output in outputs:
+        assert "log.jsonl can't be written: No space left on device; free some space" in output
+
+
+def test_a_process_does_not_wait_for_a_silent_one(cifar_pairs):
+    (status, _), (output, _) = cifar_pairs["silence"]
+    assert status == 2
+    assert "error: no sign of life from process 1 of this run for 1 s; check the" in output
 
 
 def test_a_process_that_fails_alone_says_why_and_leaves(imagenet_pairs):

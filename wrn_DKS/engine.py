@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from common.batch_norm import synchronize_batch_norms
 from common.command_line import UserError
-from common.data_parallel import wrap_ddp
-from common.distributed import broadcast_buffers, world_size
+from common.data_parallel import scale_for_ddp, wrap_ddp
+from common.distributed import broadcast_buffers
 from common.metrics import MetricSums, topk_correct
 from common.progress import Progress
 from common.sgd import clear_momentum, make_sgd
@@ -109,7 +109,7 @@ class Trainer:
         logits = self._forward(self._parallel, batch)
         losses = self.criterion(logits, batch.labels)
         self.optimizer.zero_grad(set_to_none=True)
-        self.scaler.scale(scale_for_ddp(losses.total, batch)).backward()
+        self.scaler.scale(scale_for_ddp(losses.total, batch.batch_fraction)).backward()
         self.scaler.step(self.optimizer)
         self.scaler.update()
         return logits, losses
@@ -169,11 +169,6 @@ def make_trainer(config: Config, num_classes: int, device: torch.device, branche
     if config.compile:
         trainer.compile()
     return trainer
-
-
-def scale_for_ddp(loss: Tensor, batch: Batch) -> Tensor:
-    """Scale this process's loss so that DDP's mean over processes is the whole batch's loss."""
-    return loss * (batch.batch_fraction * world_size())
 
 
 class NonFiniteGuard:

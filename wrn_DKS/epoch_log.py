@@ -14,6 +14,7 @@ from common.json_log import Log
 from common.metrics import cost
 from common.results import write_json
 from common.run_logs import classifier_names
+from common.scalar_log import ScalarLog
 from data import CIFAR, find_test_folder
 from engine import EpochResult, Trainer
 from options import Config
@@ -36,9 +37,6 @@ class EpochLog:
     """
 
     def __init__(self, folder: Path, config: Config, epoch: int, num_classes: int):
-        # Imported here because it takes seconds and only process 0 needs it.
-        from torch.utils.tensorboard import SummaryWriter
-
         self._log = Log(folder / LOG, PREFIX)
         self._log.truncate_after(epoch)
         self._config = config
@@ -46,7 +44,7 @@ class EpochLog:
             "num_classes": num_classes,
             "data_fingerprint": data_fingerprint(config.dataset, config.dataroot),
         }
-        self._writer = SummaryWriter(folder, purge_step=epoch + 1)
+        self._scalars = ScalarLog(folder, epoch + 1)
 
     def write(self, epoch: int, trainer: Trainer, results: EpochResults) -> None:
         """Log the results of `epoch` (1-based)."""
@@ -65,10 +63,8 @@ class EpochLog:
                 "peak_memory_mib": peak_memory_mib(trainer.device),
             }
         )
-        for tag, value in tensorboard_scalars(results, self._config.method).items():
-            self._writer.add_scalar(tag, value, epoch)
-        self._writer.add_scalar("learning rate", lr, epoch)
-        self._writer.flush()
+        scalars = tensorboard_scalars(results, self._config.method) | {"learning rate": lr}
+        self._scalars.write(scalars, epoch)
         errors = ", ".join(
             f"{part} loss {result.losses['total']:.4f} error {result.errors[0]:.2f} %"
             for part, result in results.items()
@@ -80,7 +76,7 @@ class EpochLog:
         )
 
     def close(self) -> None:
-        self._writer.close()
+        self._scalars.close()
 
 
 def data_fingerprint(name: str, root: Path) -> str:

@@ -2,7 +2,9 @@
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
+
+from .distributed import world_size
 
 
 def wrap_ddp(model: nn.Module, device: torch.device) -> nn.Module:
@@ -34,3 +36,13 @@ def sort_buckets(parallel: nn.parallel.DistributedDataParallel, device: torch.de
     sum(logits.sum() for logits in parallel(images)).backward()
     parallel.zero_grad(set_to_none=True)
     parallel.train(training)
+
+
+def scale_for_ddp(loss: Tensor, fraction: float) -> Tensor:
+    """Scale this process's loss so that DDP's mean over processes is the whole batch's loss.
+
+    Args:
+        loss: mean over the images of this process.
+        fraction: of the whole batch's images that this process has.
+    """
+    return loss * (fraction * world_size())

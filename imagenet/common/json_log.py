@@ -27,12 +27,18 @@ class Log:
         """Append a record and flush it to disk. Its `epoch` is the number of finished epochs.
 
         Raises:
-            OSError: the file can't be written.
+            UserError: the file can't be written.
         """
-        with open(self.path, "a") as file:
-            file.write(self._prefix + json.dumps(record) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        try:
+            with open(self.path, "a") as file:
+                file.write(self._prefix + json.dumps(record) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise UserError(
+                f"{self.path} can't be written: {error.strerror}; free some space or choose "
+                "another folder"
+            ) from error
 
     def truncate_after(self, epoch: int) -> None:
         """Remove the records of epochs after `epoch` and a partly written last line."""

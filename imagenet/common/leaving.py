@@ -29,6 +29,11 @@ def run_script(main: Callable[[], int]) -> NoReturn:
         status = 1
     if not dist.is_initialized():
         sys.exit(status)
+    leave(status)
+
+
+def leave(status: int) -> NoReturn:
+    """End this process and its children at once."""
     for child in multiprocessing.active_children():  # DataLoader workers
         child.terminate()
     for stream in (sys.stdout, sys.stderr):

@@ -14,6 +14,7 @@ from torture.cluster_runs import END_S, FINISH_S, cluster
 from torture.namespaces import missing
 from torture.scripts import CIFAR, TRAINING
 
+TCP_RETRIES = 7  # torchrun's connections fail after about one minute instead of 15
 RECOVERY_S = 240  # includes 60 s in which torchrun waits for another machine
 
 
@@ -74,7 +75,7 @@ def agent_stopped(attempt: Attempt) -> None:
 
 def link_cut(seconds: float, attempt: Attempt) -> None:
     """Cut the link of one machine, for good if `seconds` is 0."""
-    with cluster(attempt) as nodes:
+    with cluster(attempt, retries=0 if seconds else TCP_RETRIES) as nodes:
         nodes.start()
         nodes.sleep_until_random_moment()
         machine = attempt.rng.choice(nodes.machines)
@@ -125,7 +126,12 @@ FAULTS = [
         agent_stopped,
     ),
     fault("cut-5s", "the link cut for 5 s", f"the run finishes; {SAME}", partial(link_cut, 5)),
-    fault("cut", "the link cut for good", RESUMES, partial(link_cut, 0)),
+    fault(
+        "cut",
+        f"the link cut for good, with `net.ipv4.tcp_retries2={TCP_RETRIES}`",
+        RESUMES,
+        partial(link_cut, 0),
+    ),
     fault("not-shared", "`--save` not shared, the run resumed", RESUMES, save_not_shared),
     fault("disk-full", "the disk full", RESUMES, disk_full),
     fault(

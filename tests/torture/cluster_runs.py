@@ -30,6 +30,7 @@ class Cluster:
         restarts: of the processes by torchrun.
         loopback: indices of machines with names that resolve to loopback.
         small_shm: indices of machines whose `/dev/shm` has 64 MiB.
+        retries: of TCP packets that are not acknowledged; 0 is the system's own number.
     """
 
     def __init__(
@@ -40,6 +41,7 @@ class Cluster:
         restarts: int = 0,
         loopback: Iterable[int] = (),
         small_shm: Iterable[int] = (),
+        retries: int = 0,
     ):
         self.attempt = attempt
         self.run: SmallRun = run_of(attempt)
@@ -57,6 +59,7 @@ class Cluster:
                 "64m" if index in small_shm else "1g",
                 index in loopback,
                 self.save if private else None,
+                retries,
             )
             for index in range(count)
         ]

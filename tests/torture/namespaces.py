@@ -37,6 +37,7 @@ exec unshare --mount --uts --ipc --pid --mount-proc --fork --kill-child bash -ec
 # The last line keeps bash as the first process, which reaps orphans.
 BOOT = """
 hostname "$name"
+if [ "$retries" ]; then echo "$retries" > /proc/sys/net/ipv4/tcp_retries2; fi
 mount -t tmpfs -o "size=$shm" tmpfs /dev/shm
 mount --bind "$hosts" /etc/hosts
 if [ "$disk" ]; then mount --bind "$disk" "$mount_point"; fi
@@ -89,6 +90,7 @@ class Machine:
         shm: size of `/dev/shm` in the notation of mount.
         loopback: its own name is that of 127.0.1.1, as Debian's installer writes it.
         private: a folder of which this machine has its own version.
+        retries: of TCP packets that are not acknowledged; 0 is the system's own number.
     """
 
     def __init__(
@@ -99,6 +101,7 @@ class Machine:
         shm: str = "1g",
         loopback: bool = False,
         private: Path | None = None,
+        retries: int = 0,
     ):
         self.name = f"node{index}"
         self._folder = folder
@@ -122,6 +125,7 @@ class Machine:
             "hosts": str(hosts),
             "disk": str(self.disk or ""),
             "mount_point": str(private or ""),
+            "retries": str(retries or ""),
             "boot": BOOT,
         }
 

@@ -1,12 +1,10 @@
-"""Distributed training: process groups, devices, and collectives.
+"""Distributed training: devices and collectives.
 
 Every function also works in a single process without a process group.
 """
 
 import contextlib
 import os
-import time
-import uuid
 from collections.abc import Iterator
 
 import torch
@@ -14,14 +12,14 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from .command_line import UserError, one_line, plural
-from .leaving import wait_for_peers
+from .process_group import process_group
 
 
 @contextlib.contextmanager
 def distributed_context(device: str) -> Iterator[torch.device]:
     """Select the device and, under torchrun, initialize the process group for the block.
 
-    The group is not destroyed after the block: call the script with `run_script`.
+    See `process_group`.
 
     Args:
         device: `auto` (a GPU if available, otherwise the CPU), `cpu`, `cuda`, `cuda:1`, …
@@ -31,59 +29,22 @@ def distributed_context(device: str) -> Iterator[torch.device]:
         The device of this process.
 
     Raises:
-        UserError: the device is not available, all processes of a node would share one GPU, or
-            another process of the run failed.
+        UserError: the device is not available, all processes of a node would share one GPU, other
+            machines cannot connect to one of them, or another process of the run failed.
     """
     chosen = select_device(device)
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
-    store = None
-    if "WORLD_SIZE" in os.environ and "RANK" in os.environ:
-        store, own_rank, count = next(dist.rendezvous("env://"))
-        if "TORCHELASTIC_RUN_ID" in os.environ:
-            store = fresh_store_prefix(store, own_rank, count)
-        backend = "nccl" if chosen.type == "cuda" else "gloo"
-        dist.init_process_group(
-            backend,
-            store=store,
-            rank=own_rank,
-            world_size=count,
-            device_id=chosen if chosen.type == "cuda" else None,  # that of this process's NCCL
-        )
     try:
-        yield chosen
-        if store is not None:
-            wait_for_peers(store, own_rank, count)
+        with process_group(chosen):
+            yield chosen
     except RuntimeError as error:
-        if not dist.is_initialized() or not is_peer_failure(error):
+        if not is_peer_failure(error):
             raise
         raise UserError(
             "lost the connection to another process of this run; look for its own error message "
             f"({one_line(error, 150)})"
         ) from error
-
-
-def fresh_store_prefix(store: dist.Store, own_rank: int, count: int) -> dist.Store:
-    """Return torchrun's store with a key prefix that no earlier start of the processes has used.
-
-    When torchrun restarts the processes (PyTorch 2.14), it keeps its store and with it the
-    addresses of processes that have exited. Process 0 therefore chooses a new prefix. It announces
-    the prefix under a random token of each process, which only a running process waits for.
-    """
-    token = uuid.uuid4().hex
-    if own_rank != 0:
-        store.set(f"token of {own_rank}", token)
-        prefix = store.get(f"prefix for {token}").decode()  # blocks until it is set
-        store.set(f"{prefix} received by {own_rank}", "")
-        return dist.PrefixStore(prefix, store)
-    prefix, waiting = token, list(range(1, count))
-    while waiting:
-        for other in waiting:
-            if store.check([f"token of {other}"]):  # may be that of a process that has exited
-                store.set(f"prefix for {store.get(f'token of {other}').decode()}", prefix)
-        time.sleep(0.02)
-        waiting = [other for other in waiting if not store.check([f"{prefix} received by {other}"])]
-    return dist.PrefixStore(prefix, store)
 
 
 def is_peer_failure(error: RuntimeError) -> bool:

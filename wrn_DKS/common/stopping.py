@@ -82,10 +82,12 @@ class PreemptionGuard:
             UserError: `work` failed; raised by all processes.
         """
         reason = None
-        with defer_signals():
+        # A repeated signal must not end process 0 while it saves, nor another one before it has.
+        with defer_signals(protect=rank() != 0):
             if rank() == 0:
                 try:
-                    work()
+                    with defer_signals():
+                        work()
                 except (UserError, OSError) as error:
                     reason = one_line(error)
             reason = self._from_main_process(reason)
