@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from common.batch_norm import keep_buffers
 from common.data_parallel import scale_for_ddp, wrap_ddp
 from common.distributed import broadcast_buffers, world_size
 from common.metrics import MetricSums, topk_correct
@@ -139,7 +140,8 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.optimizer.zero_grad(set_to_none=True)
-        loss = self._accumulate_gradients(batch)
+        with nullcontext() if batch.batch_fraction else keep_buffers(self.model):
+            loss = self._accumulate_gradients(batch)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         if self.ema:

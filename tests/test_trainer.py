@@ -84,6 +84,15 @@ def test_the_first_step_with_a_nonfinite_loss_is_reported(imagenet):
     assert trainer.first_nonfinite_step() == 2
 
 
+@pytest.mark.parametrize("fraction", [0.0, 0.25])
+def test_a_placeholder_does_not_enter_running_statistics(imagenet, fraction):
+    trainer = make_trainer(imagenet)
+    before = [buffer.clone() for buffer in trainer.model.buffers()]
+    trainer.train_step(make_batch(imagenet, 2)._replace(batch_fraction=fraction), 0.1)
+    are_kept = map(torch.equal, trainer.model.buffers(), before)
+    assert set(are_kept) == {fraction == 0}
+
+
 @pytest.mark.parametrize(("size", "channels_last"), [(64, False), (96, True)])
 def test_memory_format_depends_on_the_image_size_on_a_cpu(imagenet, size, channels_last):
     """Weights and activations have the same format, whatever the format of the images."""

@@ -1,5 +1,8 @@
 """Batch normalization with several processes: synchronized, or warned about."""
 
+import contextlib
+from collections.abc import Iterator
+
 import torch
 from torch import nn
 
@@ -22,6 +25,18 @@ def synchronize_batch_norms(model: nn.Module, device: torch.device) -> nn.Module
             f"--sync-bn: SyncBatchNorm runs on GPUs only, not on {device}; leave out --sync-bn"
         )
     return nn.SyncBatchNorm.convert_sync_batchnorm(model) if world_size() > 1 else model
+
+
+@contextlib.contextmanager
+def keep_buffers(model: nn.Module) -> Iterator[None]:
+    """Restore the buffers after the block, such as the running statistics of a placeholder image.
+
+    With SyncBatchNorm, the image still enters the statistics that normalize the other images.
+    """
+    before = [buffer.clone() for buffer in model.buffers()]
+    yield
+    for buffer, value in zip(model.buffers(), before, strict=True):
+        buffer.copy_(value)
 
 
 def warn_of_few_images(batch_size: int, micro_batches: int, synchronized: bool) -> None:
