@@ -36,6 +36,30 @@ def test_published_rates_are_these_shares_of_the_peak(text):
 NAMES = ["WRN-28-10, baseline", "WRN-28-10, DKS", "ResNet-18, DKS", "ResNet-50, DKS"]
 
 
+def gpu_hours(text, images, multiply_adds):
+    """The hours on an A100 in mixed precision and in TF32."""
+    rates = map(number, re.search(RATES, text).groups())
+    return [images / (rate * RESNET50_MULTIPLY_ADDS / multiply_adds) / 3600 for rate in rates]
+
+
+def describe(hours):
+    return f"{hours:.1f} h" if hours < 10 else f"{hours:.0f} h"
+
+
+@pytest.mark.parametrize("name", ["paper", "modern"])
+def test_hours_of_a_study(wrn, study, text, name):
+    preset, hours = study.presets.PRESETS[name], [0.0, 0.0]
+    runs = list(preset.runs())
+    for run in runs:
+        branches = run.row.method != "baseline"
+        network = partial(wrn.wide_resnet.WideResNet, preset.depth, preset.width, 100)
+        multiply_adds = wrn.metrics.cost(partial(network, branches=branches), 32).multiply_adds
+        run_hours = gpu_hours(text, preset.epochs * 50_000, multiply_adds)
+        hours = [total + each for total, each in zip(hours, run_hours, strict=True)]
+    mixed, tf32 = map(describe, hours)
+    assert f"| `--preset {name}` | {len(runs)} | {mixed} | {tf32} |" in text
+
+
 @pytest.mark.parametrize("name", [*NAMES, "ResNet-152, DKS"])
 def test_row_of_a_network(wrn, imagenet, text, name):
     """Compare all but the activations with the values computed from the network."""
@@ -49,14 +73,9 @@ def test_row_of_a_network(wrn, imagenet, text, name):
     else:
         arch = name.split(",")[0].replace("-", "").lower()
         cost = imagenet.metrics.cost(partial(imagenet.resnet.build, arch), 224)
-    mixed, tf32 = (
-        rate * RESNET50_MULTIPLY_ADDS / cost.multiply_adds
-        for rate in map(number, re.search(RATES, text).groups())
-    )
-    for cell, rate in ((cells[2], mixed), (cells[3], tf32)):
-        hours = epochs * images / rate / 3600
-        assert cell == (f"{hours:.1f} h" if hours < 10 else f"{hours:.0f} h")
+    hours = gpu_hours(text, epochs * images, cost.multiply_adds)
+    assert cells[2:4] == list(map(describe, hours))
     if cells[4]:
         decoded = number(re.search(r"crops (\d+) photographs", text)[1])
-        assert number(cells[4]) == -(-mixed // decoded)
+        assert number(cells[4]) == -(-epochs * images / hours[0] / 3600 // decoded)
     assert cells[6] == f"{12 * cost.parameters / 2**30:.1f}"  # three numbers of four bytes each
