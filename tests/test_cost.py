@@ -46,18 +46,18 @@ def describe(hours):
     return f"{hours:.1f} h" if hours < 10 else f"{hours:.0f} h"
 
 
-@pytest.mark.parametrize("name", ["paper", "modern"])
-def test_hours_of_a_study(wrn, study, text, name):
-    preset, hours = study.presets.PRESETS[name], [0.0, 0.0]
-    runs = list(preset.runs())
-    for run in runs:
-        branches = run.row.method != "baseline"
-        network = partial(wrn.wide_resnet.WideResNet, preset.depth, preset.width, 100)
-        multiply_adds = wrn.metrics.cost(partial(network, branches=branches), 32).multiply_adds
-        run_hours = gpu_hours(text, preset.epochs * 50_000, multiply_adds)
-        hours = [total + each for total, each in zip(hours, run_hours, strict=True)]
-    mixed, tf32 = map(describe, hours)
-    assert f"| `--preset {name}` | {len(runs)} | {mixed} | {tf32} |" in text
+def test_hours_of_the_studies(wrn, study, text):
+    presets = {name: study.presets.PRESETS[name] for name in ("paper", "modern")}
+    assert len({(p.depth, p.width, p.epochs) for p in presets.values()}) == 1  # the same networks
+    hours, size = {}, presets["paper"]
+    for branches in (False, True):
+        network = partial(wrn.wide_resnet.WideResNet, size.depth, size.width, 100)
+        cost = wrn.metrics.cost(partial(network, branches=branches), 32)
+        hours[branches] = gpu_hours(text, size.epochs * 50_000, cost.multiply_adds)
+    for name, preset in presets.items():
+        runs = [hours[run.row.method != "baseline"] for run in preset.runs()]
+        mixed, tf32 = map(describe, map(sum, zip(*runs, strict=True)))
+        assert f"| `--preset {name}` | {len(runs)} | {mixed} | {tf32} |" in text
 
 
 @pytest.mark.parametrize("name", [*NAMES, "ResNet-152, DKS"])
