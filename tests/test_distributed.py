@@ -1,7 +1,6 @@
 """Several processes on the CPU give the gradients, errors and files of a single one."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +10,6 @@ import torch
 from processes import free_ports
 
 TESTS = Path(__file__).parent
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
 # Arguments: the folder of this file and of the output, and two free ports.
 SCRIPT = """
 import sys
@@ -84,33 +82,41 @@ def test_each_image_is_evaluated_once(by_processes, count):
     assert by_processes[count]["losses"] == expected
 
 
+# Arguments: the folder of this file and of the output, and two free ports.
+RUNS_SCRIPT = """
+import os
+import sys
+import main
+
+sys.path.append(sys.argv[1])
+from worlds import compute_in_groups
+
+def refuse(processes):
+    assert main.main("--dataset folder --dataroot nowhere --save runs/x".split()) == 2
+
+def run(processes):
+    words = "--dataset digits --depth 10 --width 0.25 --epochs 2 --batch_size 256 --save"
+    assert main.main([*words.split(), f"of-{processes}"]) == 0
+    sys.stdout.flush()
+
+os.chdir(sys.argv[2])
+statuses = [compute_in_groups(each, {2: sys.argv[i]}) for i, each in ((3, refuse), (4, run))]
+sys.exit(any(statuses))
+"""
+
+
 def test_only_process_0_prints_and_writes(wrn, tmp_path):
-    words = "--dataset digits --depth 10 --width 0.25 --epochs 2 --batch_size 256 --save".split()
-    command = [*TORCHRUN, "--nproc_per_node=2", "main.py", *words, str(tmp_path / "run")]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        command, cwd=wrn.path, env=environment, capture_output=True, text=True, check=True
-    )
-    assert done.stdout.count("epoch 2/2") == 1 and "\n2 processes on cpu," in done.stdout
-    lines = (tmp_path / "run" / "log.txt").read_text().splitlines()
+    """A start that all processes refuse leaves nothing."""
+    command = [sys.executable, "-c", RUNS_SCRIPT, TESTS, tmp_path, *free_ports(2)]
+    done = subprocess.run(command, cwd=wrn.path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("error: --dataroot nowhere: no such folder") == 3
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["of-1", "of-2"]
+    assert done.stdout.count("epoch 2/2") == 2 and "\n2 processes on cpu," in done.stdout
+    lines = (tmp_path / "of-2" / "log.txt").read_text().splitlines()
     records = [json.loads(line.removeprefix("json_stats: ")) for line in lines]
     assert [record["epoch"] for record in records] == [1, 2]
     assert records[1]["train_loss"] < records[0]["train_loss"]
-
-
-def test_refused_start_of_several_processes_leaves_nothing(wrn, tmp_path):
-    code = (
-        "import sys; sys.path += sys.argv[1:3]; import main; from worlds import compute_in_groups\n"
-        "def run(processes):\n"
-        "    assert main.main(sys.argv[4:]) == 2\n"
-        "sys.exit(compute_in_groups(run, {2: sys.argv[3]}))"
-    )
-    words = "--dataset folder --dataroot nowhere --save runs/x".split()
-    command = [sys.executable, "-c", code, wrn.path, TESTS, *free_ports(1), *words]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    assert done.stderr.count("error: --dataroot nowhere: no such folder") == 3
-    assert not list(tmp_path.iterdir())
 
 
 def test_processes_can_not_share_a_gpu(wrn, monkeypatch):
