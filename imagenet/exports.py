@@ -12,6 +12,7 @@ from torch import nn
 import resnet
 import weights
 from common.command_line import UserError, one_line
+from common.distributed import world_size
 from common.files import sync_folder
 from common.signals import defer_signals
 from data import ImageSets
@@ -68,13 +69,17 @@ def export_trained(config: Config, trainer: Trainer, sets: ImageSets) -> None:
     averaged = trainer.ema is not None
     model = trainer.ema.model if averaged else trainer.model
     metadata = Metadata(config.arch, sets.class_names, config.image_size, config.dtype)
-    record = find_record(config.save, trainer.step)
     run = TrainingRun(
-        config.to_dict(), trainer.epoch, trainer.step, len(sets.train), averaged, record
+        config.to_dict(),
+        trainer.epoch,
+        trainer.step,
+        len(sets.train),
+        world_size(),
+        averaged,
+        find_record(config.save, trainer.step),
     )
-    export(
-        model, config.export, metadata, f"`{config.save.resolve().name}`, a run of `train.py`", run
-    )
+    source = f"`{config.save.resolve().name}`, a run of `train.py`"
+    export(model, config.export, metadata, source, run)
     print(f"exported the backbone{' (averaged weights)' * averaged} to {config.export}")
 
 

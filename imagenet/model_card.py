@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-import torchvision
 
 from common.command_line import plural
 from common.run_logs import AVERAGED, BACKBONE, read_jsonl_record
@@ -54,8 +53,8 @@ def model_card(
         f"A `{arch}` with {parameters:,} parameters. It classifies images of {size}×{size} pixels "
         f"into {plural(config['num_classes'], 'class')}. The weights: {source}.",
         METHODS.get(run.options.get("method"), "") if run else "",
-        "The auxiliary branches are not in these files, which hold the backbone alone under the "
-        "parameter names of torchvision and timm.",
+        "These files hold the backbone alone, without auxiliary branches, under the parameter "
+        "names of torchvision and timm.",
     ]
     sections = [
         *about,
@@ -98,19 +97,18 @@ def describe_recipe(run: TrainingRun | None) -> str:
     if run is None:
         return "Not known: the weights are not from a checkpoint of `train.py`."
     defaults = parse(["."]).with_milestones(None).to_dict()
+    unlisted = {*ESSENTIAL, *RESUME_MAY_CHANGE} - {"sync_bn"}  # which changes the result
     names = [name for name in ESSENTIAL if name in run.options]
     names += [
         name
         for name, value in run.options.items()
-        if name not in (*ESSENTIAL, *RESUME_MAY_CHANGE) and value != defaults.get(name, value)
+        if name not in unlisted and value != defaults.get(name, value)
     ]
     rows = "\n".join(f"| `--{n.replace('_', '-')}` | {show(n, run.options[n])} |" for n in names)
-    done = f"{plural(run.epoch, 'epoch')} and {plural(run.step, 'step')} were done, with PyTorch "
-    done += f"{torch.__version__} and torchvision {torchvision.__version__} at the time of export."
-    return (
-        f"| option of `train.py` | value |\n|---|---|\n{rows}\n\n{done} Options that are not "
-        + ("listed have their defaults.")
-    )
+    done = f"Options that are not listed have their defaults. {plural(run.epoch, 'epoch')} and "
+    done += f"{plural(run.step, 'step')} were done by {plural(run.processes, 'process')}. The "
+    done += f"export was made with PyTorch {torch.__version__}."
+    return f"| option of `train.py` | value |\n|---|---|\n{rows}\n\n{done}"
 
 
 def show(name: str, value: object) -> str:

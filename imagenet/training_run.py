@@ -17,6 +17,7 @@ class TrainingRun(NamedTuple):
     epoch: int  # number of finished epochs
     step: int  # number of finished steps
     images: int  # number of training images
+    processes: int  # of the last start
     averaged: bool  # the weights are the moving average
     record: dict | None  # of the log, for exactly these weights
 
@@ -32,6 +33,7 @@ def read_run(path: Path) -> TrainingRun | None:
         content["epoch"],
         step,
         content["images"],
+        content["processes"],
         bool(content["ema"]),
         find_record(path.parent, step),
     )
