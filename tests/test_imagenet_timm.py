@@ -8,13 +8,13 @@ import shutil
 
 import pytest
 import torch
-import yaml
 from conftest import ROOT
 from PIL import Image
 from synthetic import save_weights, write_folders, write_image
 from training import command_line, error_of, load_checkpoint, log_records, run_train, write_data
 
 timm = pytest.importorskip("timm")
+yaml = pytest.importorskip("yaml")
 
 SIZES = [33, 40, 48, 64, 224, 443]  # 443: the exact fraction is rounded to one pixel less
 
@@ -146,7 +146,7 @@ def test_main_evaluates_a_folder_without_further_flags(exported, main, data):
     assert out.splitlines()[-1] == f"[Error rate] Top-1: {top1:.4f}%, Top-5: {top5:.4f}%"
 
 
-def test_the_card_states_what_the_run_s_log_says(exported):
+def test_the_card_states_what_the_run_s_log_says(exported, data):
     run, folder = exported
     card = (folder / "README.md").read_text()
     _, header, text = card.split("---\n", 2)
@@ -174,7 +174,9 @@ def test_the_card_states_what_the_run_s_log_says(exported):
     assert "13 training images of 3 classes" in text and "5 validation images" in text
     for row in ("| `--ema` | 0.9 |", "| `--label-smoothing` | 0.1 |", "| `--lr` | 0.02 |"):
         assert row in text
-    assert "`--mixup`" not in text and str(run.parent) not in text
+    assert "`--mixup`" not in text
+    assert f"the folder `{data.name}`" in text
+    assert str(run.parent) not in text and str(data.parent) not in text  # paths are private
 
 
 def test_the_card_says_which_numbers_are_missing(imagenet, exported, main, tmp_path):
