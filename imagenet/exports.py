@@ -13,7 +13,7 @@ import resnet
 import weights
 from common.command_line import UserError, one_line
 from common.distributed import world_size
-from common.files import sync_folder
+from common.files import sync_folder, write_atomically
 from common.signals import defer_signals
 from data import ImageSets
 from engine import Trainer
@@ -58,8 +58,8 @@ def export(
 
     def write(folder: Path) -> None:
         weights.export_backbone(model, folder / WEIGHTS_FILE, metadata)
-        (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-        (folder / "README.md").write_text(card)
+        write_text(folder / "config.json", json.dumps(config, indent=2) + "\n")
+        write_text(folder / "README.md", card)
 
     create_folder(path, write)
 
@@ -119,6 +119,12 @@ def crop_fraction(image_size: int) -> float:
     # The exact fraction can come out just below `side`; the last one never does.
     fractions = (224 / 256, image_size / side, image_size / (side + 0.5))
     return next(f for f in fractions if math.floor(image_size / f) == side)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file to disk. Names of folders may have bytes that are not UTF-8."""
+    content = text.encode("utf-8", "backslashreplace")
+    write_atomically(path, lambda file: file.write(content))
 
 
 def create_folder(path: Path, write: Callable[[Path], None]) -> None:

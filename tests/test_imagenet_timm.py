@@ -255,6 +255,17 @@ def test_a_folder_is_written_completely_or_not_at_all(imagenet, tmp_path, monkey
     assert os.listdir(tmp_path / "a") == [] and os.listdir(tmp_path) == ["a"]
 
 
+def test_names_that_are_not_utf_8_do_not_prevent_an_export(imagenet, tmp_path):
+    """As Python reads them from a file system."""
+    name = os.fsdecode(b"caf\xe9")
+    network = imagenet.resnet.build("resnet18", branches=False, num_classes=2)
+    metadata = imagenet.weights.Metadata("resnet18", [name, "ant"], 64)
+    imagenet.exports.export(network, tmp_path / "a", metadata, f"`{name}`")
+    assert "`caf\\udce9`" in (tmp_path / "a" / "README.md").read_text()
+    loaded = imagenet.weights.read_checkpoint(tmp_path / "a" / "model.safetensors")
+    assert loaded.metadata.class_names == [name, "ant"]
+
+
 def test_what_a_folder_does_not_fit_is_refused(exported, main, data, tmp_path):
     run, folder = exported
     other = write_folders(tmp_path / "other", {"cat": 1, "fox": 1})
