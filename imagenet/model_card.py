@@ -98,7 +98,8 @@ def describe_recipe(run: TrainingRun | None) -> str:
         return "Not known: the weights are not from a checkpoint of `train.py`."
     defaults = parse(["."]).with_milestones(None).to_dict()
     unlisted = {*ESSENTIAL, *RESUME_MAY_CHANGE} - {"sync_bn"}  # which changes the result
-    names = [name for name in ESSENTIAL if name in run.options]
+    unused = ("milestones", "lr_factor") if run.options.get("lr_schedule") == "cosine" else ()
+    names = [name for name in ESSENTIAL if name in run.options and name not in unused]
     names += [
         name
         for name, value in run.options.items()

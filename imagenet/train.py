@@ -86,7 +86,7 @@ def train(config: Config, sets: ImageSets, device: torch.device) -> None:
     mixes = bool(config.mixup or config.cutmix)
     sampler = ResumableBatchSampler(len(sets.train), config.batch_size, config.seed, mixes)
     schedule = config.schedule(sampler.steps)
-    trainer = make_trainer(config, sets.class_names, device, resumed=bool(content))
+    trainer = make_trainer(config, sets.class_names, device, resumed=content is not None)
     print_start(config, sets, schedule, device)
     if content:
         train_state.resume(content, checkpoint, trainer, config, sets, sampler.steps)
@@ -97,11 +97,9 @@ def train(config: Config, sets: ImageSets, device: torch.device) -> None:
         export_trained(config, trainer, sets)
 
 
-def make_trainer(
-    config: Config, class_names: list[str], device: torch.device, resumed: bool = False
-) -> Trainer:
+def make_trainer(config: Config, names: list[str], device: torch.device, resumed: bool) -> Trainer:
     """Build the model, loss and optimizer of the options; print the model's cost."""
-    network = partial(build, config.arch, num_classes=len(class_names))
+    network = partial(build, config.arch, num_classes=len(names))
     branches = config.method != "baseline"
     for with_branches in (False, True)[: 1 + branches]:
         purpose = "training, with branches" if with_branches else "inference"
@@ -112,7 +110,7 @@ def make_trainer(
     layout = memory_format(config.image_size, device, dtype)
     model = network(branches).to(device, memory_format=layout)
     if config.init and not resumed:
-        initialize_backbone(model, config.arch, config.init, class_names)
+        initialize_backbone(model, config.arch, config.init, names)
     if config.sync_bn:
         model = synchronize_batch_norms(model, device)
     criterion = SynergyLoss(

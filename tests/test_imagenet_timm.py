@@ -179,6 +179,21 @@ def test_the_card_states_what_the_run_s_log_says(exported, data):
     assert str(run.parent) not in text and str(data.parent) not in text  # paths are private
 
 
+@pytest.mark.parametrize(
+    ("schedule", "names"),
+    [("step", ["lr", "lr-schedule", "milestones", "lr-factor"]), ("cosine", ["lr", "lr-schedule"])],
+)
+def test_the_recipe_has_the_options_that_were_used(imagenet, schedule, names):
+    flags = ["DATA", "--lr-schedule", schedule, "--mixup", "0.2"]
+    options = imagenet.train_options.parse(flags).with_milestones(None).to_dict()
+    run = imagenet.training_run.TrainingRun(options, 2, 8, 13, 1, False, None)
+    rows = re.findall(
+        r"^\| `--([\w-]+)` \|", imagenet.model_card.describe_recipe(run), re.MULTILINE
+    )
+    assert [name for name in rows if name.startswith(("lr", "milestones"))] == names
+    assert rows[-1] == "mixup" and "seed" in rows and "workers" not in rows
+
+
 def test_the_card_says_which_numbers_are_missing(imagenet, exported, main, tmp_path):
     """The checkpoint within an epoch; a checkpoint without its log; a bare state dict."""
     run, _ = exported
