@@ -61,7 +61,8 @@ def _resnet(
         branches: return a network for training, whose output is a tuple of logits (B, K): the
             backbone's, then the branches' from shallow to deep. Otherwise return torchvision's
             network, whose output is the backbone's logits (B, K).
-        weights: checkpoint or exported backbone to load; with `branches`, it must have branches.
+        weights: checkpoint, or exported file or folder, to load; with `branches`, it must have
+            branches.
         num_classes: K; by default that of the weights, or 1000.
 
     Returns:

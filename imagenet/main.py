@@ -4,6 +4,7 @@
     python main.py --model_path runs/r152 IMAGENET                a run of train.py, or a checkpoint
     python main.py --model_path runs/r152 --predict A.jpg
     python main.py --model_path runs/r152 --export r152.pth       for torchvision and timm
+    python main.py --model_path runs/r152 --export r152/          a folder with a model card
     torchrun --nproc_per_node 8 main.py …                         on eight GPUs
 
 IMAGENET is the folder that contains val/. The paper reports a top-1 error of 20.98 % with
@@ -41,18 +42,21 @@ from common.gpu import describe_dtype
 from common.leaving import run_script
 from common.metrics import cost
 from common.results import list_predictions, print_predictions, write_json
-from common.run_folder import checkpoint_path, refuse_overwriting
+from common.run_folder import refuse_overwriting
 from data import ImageFiles
 from download import download_released_weights
 from evaluate import Scores, check_image_size, evaluate, predict
+from export_path import weights_path
+from exports import export
 from layout import memory_format
 from loader import evaluation_loader
 from presets import evaluation_transform
 from pretrained import LoadedModel, load_model, load_torchvision
 from progress import EvaluationProgress
 from results import print_scores, write_scores
+from training_run import read_run
 from validation_set import LabeledImages, class_indices, class_titles, list_validation_images
-from weights import export_backbone, sha256
+from weights import sha256
 from workers import WorkerSignalGuard
 
 
@@ -69,7 +73,7 @@ def run(config: Config) -> None:
             return
         loaded = load(config, checkpoint)
         if config.export:
-            export(config, loaded)
+            export_loaded(config, loaded, checkpoint)
             return
         config = complete(config, loaded)
         prepare(config, loaded, device)
@@ -87,11 +91,11 @@ def run(config: Config) -> None:
 
 def find_checkpoint(config: Config) -> Path | None:
     """Return the file to load, downloading released weights; None for torchvision's weights."""
-    path = config.model_path and checkpoint_path(config.model_path)
+    path = config.model_path and weights_path(config.model_path)
     if config.pretrained or config.download_only:
         path = download_released_weights("resnet18" if config.arch is None else config.arch)
     if path:
-        require_file("--model_path", path, "a checkpoint, or the --save folder of a run")
+        require_file("--model_path", path, "a checkpoint, or the folder of a run or an export")
         if config.json:
             refuse_overwriting("--json", config.json, [path])  # one that was downloaded
         print_once(f"checkpoint: {path}, SHA-256 {sha256(path)}")
@@ -106,11 +110,22 @@ def load(config: Config, checkpoint: Path | None) -> LoadedModel:
     return load_model(config.arch, checkpoint, config.branches)
 
 
-def export(config: Config, loaded: LoadedModel) -> None:
-    """Write the backbone to a file for torchvision and timm."""
-    if rank() == 0:
-        export_backbone(loaded.network, config.export, loaded.metadata)
-        print(f"exported the backbone to {config.export}")
+def export_loaded(config: Config, loaded: LoadedModel, checkpoint: Path | None) -> None:
+    """Write the backbone to a file or folder, with the image size of the options if it has none."""
+    given, trained = config.image_size, loaded.metadata.image_size
+    if None not in (given, trained) and given != trained:
+        raise UserError(
+            f"--image-size {given}: the checkpoint is of training with {trained} pixels; leave out "
+            "--image-size"
+        )
+    if rank() > 0:
+        return
+    metadata = loaded.metadata._replace(image_size=trained or given)
+    run, source = None, f"torchvision's {config.torchvision_weights}"
+    if checkpoint:
+        run, source = read_run(checkpoint), f"`{checkpoint.name}`, SHA-256 {sha256(checkpoint)}"
+    export(loaded.network, config.export, metadata, source, run)
+    print(f"exported the backbone to {config.export}")
 
 
 def complete(config: Config, loaded: LoadedModel) -> Config:

@@ -8,10 +8,12 @@ from pathlib import Path
 from common.command_line import ArgumentParser, UserError, bounded_number, require_writable_file
 from common.flag_groups import add_device_flags
 from common.run_folder import refuse_overwriting
+from export_path import check_export, weights_path
 from shared_flags import (
     ARCHS,
     add_batch_size,
     add_data,
+    add_export,
     add_skip_unreadable,
     add_workers,
     resolve_aliases,
@@ -29,7 +31,7 @@ class Config:
     skip_unreadable: bool
     workers: int  # per process
     arch: str | None  # None: that of the checkpoint, otherwise resnet18
-    model_path: Path | None  # a file, or the folder of a run
+    model_path: Path | None  # a file, or the folder of a run or export
     pretrained: bool
     torchvision_weights: str | None
     branches: bool
@@ -56,13 +58,16 @@ def parse(argv: Sequence[str] | None = None) -> Config:
     config = Config(**values | {"predict": tuple(values["predict"] or ())})
     check_weights(config)
     check_task(config)
-    for flag, path in (("--json", config.json), ("--export", config.export)):
-        if path:
-            require_writable_file(flag, path)
-            inputs = (config.model_path, config.val_labels, *config.predict)
-            refuse_overwriting(flag, path, inputs)
-    if config.export and config.export.exists():
-        raise UserError(f"--export {config.export}: exists already; choose another name")
+    weights = config.model_path and weights_path(config.model_path)
+    inputs = (weights, config.val_labels, *config.predict)
+    if config.json:
+        require_writable_file("--json", config.json)
+        refuse_overwriting("--json", config.json, inputs)
+    if config.export:
+        refuse_overwriting("--export", config.export, inputs)
+        check_export(config.export)
+        if config.export.exists():
+            raise UserError(f"--export {config.export}: exists already; choose another name")
     return config
 
 
@@ -95,6 +100,7 @@ def check_task(config: Config) -> None:
         "--json": config.json if task != "--predict" else None,
         "--branches": config.branches,
         "--skip-unreadable": config.skip_unreadable,
+        f"--resize {config.resize}": config.resize != "square" and task == "--export",
         **dict.fromkeys(others, True),
     }
     for name, value in conflicts.items():
@@ -150,7 +156,7 @@ def add_model_flags(group) -> None:
         "--model_path",
         metavar="FILE",
         type=Path,
-        help="checkpoint to load, or the --save folder of a run",
+        help="checkpoint to load, the --save folder of a run, or an exported file or folder",
     )
     group.add_argument(
         "--pretrained",
@@ -192,10 +198,4 @@ def add_output_flags(group) -> None:
         nargs="+",
         help="print the five most likely classes of these images instead of evaluating",
     )
-    group.add_argument(
-        "--export",
-        metavar="FILE",
-        type=Path,
-        help="write the backbone's weights for torchvision and timm instead of evaluating; "
-        ".safetensors or torch.save's format",
-    )
+    add_export(group, "instead of evaluating")

@@ -14,6 +14,7 @@ from common import checkpoint
 from common.command_line import UserError, plural, root_cause
 from common.distributed import print_once
 from common.downloads import download_once
+from export_path import weights_path
 from weights import Metadata, read_checkpoint
 
 
@@ -48,13 +49,15 @@ def load_model(arch: str | None, path: Path, branches: bool = False) -> LoadedMo
     Args:
         arch: a key of `resnet.NETWORKS`, or the name of another torchvision classifier. None: that
             of the checkpoint, or ResNet-18 if it does not name one.
-        path: a checkpoint in any form that `read_checkpoint` accepts.
+        path: a checkpoint in any form that `read_checkpoint` accepts, or the folder of a run or of
+            an export.
         branches: load the auxiliary branches as well. They are dropped otherwise.
 
     Raises:
         UserError: the file cannot be read, belongs to another network, or has no branches
             although `branches` is set.
     """
+    path = weights_path(path)
     loaded = read_checkpoint(path)
     is_named = (arch, loaded.metadata.arch) != (None, None)
     arch = choose_arch(arch, loaded.metadata.arch, path)
@@ -117,12 +120,15 @@ def check_class_names(class_names: list[str] | None, num_classes: int, path: Pat
         )
 
 
-def load_torchvision(arch: str, name: str) -> LoadedModel:
+def load_torchvision(
+    arch: str, name: str, flag: str = "--torchvision-weights", file_flag: str = "--model_path"
+) -> LoadedModel:
     """Build a torchvision classifier with torchvision's weights, downloaded on first use.
 
     Args:
         arch: name of the classifier.
         name: of the weights, such as `IMAGENET1K_V1`.
+        flag, file_flag: with which the name was given and a file can be, for messages.
 
     Raises:
         UserError: torchvision has no such weights, or the download failed.
@@ -130,9 +136,7 @@ def load_torchvision(arch: str, name: str) -> LoadedModel:
     check_arch(arch)
     known = torchvision.models.get_model_weights(arch)
     if name not in known.__members__:
-        raise UserError(
-            f"--torchvision-weights {name}: for {arch} expected {' or '.join(known.__members__)}"
-        )
+        raise UserError(f"{flag} {name}: for {arch} expected {' or '.join(known.__members__)}")
     weights = known[name]
     cached = Path(torch.hub.get_dir(), "checkpoints", Path(urlparse(weights.url).path).name)
     try:
@@ -141,8 +145,8 @@ def load_torchvision(arch: str, name: str) -> LoadedModel:
         network = build()
     except (OSError, RuntimeError) as error:  # RuntimeError if the hash of the file is wrong
         raise UserError(
-            f"--torchvision-weights {name}: connect to the internet and try again, or download "
-            f"{weights.url} elsewhere and give it as --model_path FILE; the download failed: "
+            f"{flag} {name}: connect to the internet and try again, or download "
+            f"{weights.url} elsewhere and give it as {file_flag} FILE; the download failed: "
             f"{root_cause(error)}"
         ) from error
     num_classes = len(weights.meta["categories"])

@@ -58,6 +58,17 @@ def add_batch_size(group) -> None:
     )
 
 
+def add_export(group, when: str) -> None:
+    group.add_argument(
+        "--export",
+        metavar="FILE|DIR",
+        type=Path,
+        help=f"write the backbone for torchvision and timm {when}: a name that ends in .pth or .pt "
+        "is a file of torch.save, .safetensors one of safetensors, and any other name a new folder "
+        "for timm and the Hugging Face Hub, with a model card",
+    )
+
+
 def resolve_aliases(values: dict, script: str) -> dict:
     """Replace --dataroot by the data folder and the dtype by torch's name for it.
 

@@ -27,13 +27,12 @@ import torch
 from torch.utils.data import DataLoader
 
 import train_state
-import weights
 from common.batch_norm import synchronize_batch_norms
 from common.distributed import barrier, distributed_context, print_once, rank
 from common.leaving import run_script
 from common.metrics import cost
 from common.mixing import make_mixing
-from common.run_folder import CHECKPOINT, lock_run_folder, refuse_run_file
+from common.run_folder import CHECKPOINT, lock_run_folder
 from common.sgd import make_sgd
 from common.signals import Interrupted
 from common.stopping import PreemptionGuard
@@ -41,6 +40,9 @@ from data import AugmentedDataset, ImageSets, find_image_sets
 from engine import ModelEma, Trainer
 from epoch_log import LOG, EpochLog, print_start, train_record, validation_record
 from evaluate import catch_out_of_memory
+from export_path import refuse_output_of_run
+from exports import export_trained
+from initial_weights import initialize_backbone
 from layout import memory_format
 from loader import ResumableBatchSampler, TrainingLoader, evaluation_loader
 from preemption import CheckpointHook
@@ -59,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(config: Config) -> None:
     config = config.with_folder()
     if config.export:
-        refuse_run_file("--export", config.export, config.save, LOG)
+        refuse_output_of_run(config.export, config.save, LOG)
     with distributed_context(config.device) as device, catch_out_of_memory():
         # Tries all algorithms for each new shape: that of full batches and of a partial last one.
         torch.backends.cudnn.benchmark = True
@@ -80,11 +82,11 @@ def run(config: Config) -> None:
 def train(config: Config, sets: ImageSets, device: torch.device) -> None:
     """Train to the last epoch, from the start or from a checkpoint."""
     checkpoint, content = train_state.find(config)
-    config = config.with_milestones(content and content["options"].get("milestones"))
+    config = config.with_saved(content["options"] if content else None)
     mixes = bool(config.mixup or config.cutmix)
     sampler = ResumableBatchSampler(len(sets.train), config.batch_size, config.seed, mixes)
     schedule = config.schedule(sampler.steps)
-    trainer = make_trainer(config, len(sets.class_names), device)
+    trainer = make_trainer(config, sets.class_names, device, resumed=content is not None)
     print_start(config, sets, schedule, device)
     if content:
         train_state.resume(content, checkpoint, trainer, config, sets, sampler.steps)
@@ -92,21 +94,12 @@ def train(config: Config, sets: ImageSets, device: torch.device) -> None:
         print_once(f"the run of {plural(config.epochs, 'epoch')} is already finished")
     train_epochs(config, trainer, sets, sampler, schedule)
     if config.export and rank() == 0:
-        export(config, trainer, sets)
+        export_trained(config, trainer, sets)
 
 
-def export(config: Config, trainer: Trainer, sets: ImageSets) -> None:
-    """Write the backbone, with the averaged weights if there are any."""
-    model = trainer.ema.model if trainer.ema else trainer.model
-    metadata = weights.Metadata(config.arch, sets.class_names, config.image_size, config.dtype)
-    weights.export_backbone(model, config.export, metadata)
-    averaged = " (averaged weights)" if trainer.ema else ""
-    print(f"exported the backbone{averaged} to {config.export}")
-
-
-def make_trainer(config: Config, num_classes: int, device: torch.device) -> Trainer:
+def make_trainer(config: Config, names: list[str], device: torch.device, resumed: bool) -> Trainer:
     """Build the model, loss and optimizer of the options; print the model's cost."""
-    network = partial(build, config.arch, num_classes=num_classes)
+    network = partial(build, config.arch, num_classes=len(names))
     branches = config.method != "baseline"
     for with_branches in (False, True)[: 1 + branches]:
         purpose = "training, with branches" if with_branches else "inference"
@@ -116,6 +109,8 @@ def make_trainer(config: Config, num_classes: int, device: torch.device) -> Trai
     dtype = getattr(torch, config.dtype)
     layout = memory_format(config.image_size, device, dtype)
     model = network(branches).to(device, memory_format=layout)
+    if config.init and not resumed:
+        initialize_backbone(model, config.arch, config.init, names)
     if config.sync_bn:
         model = synchronize_batch_norms(model, device)
     criterion = SynergyLoss(

@@ -11,7 +11,14 @@ from common.flag_groups import (
     add_training_flags,
 )
 from schedule import LR_SCHEDULES
-from shared_flags import ARCHS, add_batch_size, add_data, add_skip_unreadable, add_workers
+from shared_flags import (
+    ARCHS,
+    add_batch_size,
+    add_data,
+    add_export,
+    add_skip_unreadable,
+    add_workers,
+)
 
 # argparse types
 FRACTION = bounded_number(float, 0, 1)
@@ -67,6 +74,14 @@ def add_data_flags(group) -> None:
 
 def add_model_flags(group) -> None:
     group.add_argument("-a", "--arch", choices=ARCHS, default=ARCHS[0], help="network")
+    group.add_argument(
+        "--init",
+        metavar="FILE|NAME",
+        default="",
+        help="start the backbone from these weights: a checkpoint, an exported file or folder, the "
+        "folder of a run, or the name of torchvision's weights, such as IMAGENET1K_V1; a "
+        "classifier of other classes and the branches start at random (default: all random)",
+    )
     add_method_flags(group)
 
 
@@ -173,13 +188,7 @@ def add_output_flags(group) -> None:
         default=50,
         help="steps between checks of the loss, each of which waits for the device",
     )
-    group.add_argument(
-        "--export",
-        metavar="FILE",
-        type=Path,
-        help="write the backbone's weights for torchvision and timm at the end; .safetensors or "
-        "torch.save's format",
-    )
+    add_export(group, "at the end")
 
 
 def epoch_list(text: str) -> tuple[int, ...]:

@@ -1,11 +1,12 @@
 """Options of a training run, and which of them a resumed run may change. Does not import torch."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from common.command_line import UserError, require_writable_file
+from common.command_line import UserError
 from common.run_folder import CHECKPOINT, checkpoint_path, new_run_folder, refuse_overwriting
+from export_path import check_export, weights_path
 from schedule import Schedule, default_milestones
 from shared_flags import resolve_aliases
 from train_flags import build_parser
@@ -17,6 +18,7 @@ RESUME_MAY_CHANGE = (
     *("data", "val_labels", "skip_unreadable", "workers", "prefetch", "device", "compile"),
     "sync_bn",
     *("save", "resume", "checkpoint_minutes", "log_interval", "export"),
+    "init",  # a resumed run has its weights
 )
 
 
@@ -32,6 +34,7 @@ class Config:
     workers: int  # per process
     prefetch: int  # batches per worker
     arch: str
+    init: str  # a path, the name of torchvision's weights, or empty
     method: str
     direction: str
     aux_weight: float
@@ -72,6 +75,17 @@ class Config:
             return self
         milestones = tuple(saved) if is_list else default_milestones(self.epochs)
         return replace(self, milestones=milestones)
+
+    def with_saved(self, options: Mapping | None) -> "Config":
+        """Fill in what a resumed run takes from its checkpoint's options: milestones and --init.
+
+        Args:
+            options: those of the checkpoint; None without one.
+        """
+        if options is None:
+            return self.with_milestones(None)
+        init = str(options.get("init", ""))  # what its weights started from
+        return replace(self.with_milestones(options.get("milestones")), init=init)
 
     def with_folder(self) -> "Config":
         """Fill in --save if it is not given: the folder of --resume FILE, or a new one in logs/."""
@@ -142,11 +156,11 @@ def check(config: Config) -> None:
             f"--export {config.export}: reserved for the checkpoint of a run; choose another name"
         )
     # The folder given as --save is created if it does not exist.
-    if config.export and config.resume not in ("", "auto"):
-        refuse_overwriting("--export", config.export, [Path(config.resume)])
-    is_in_run = config.save and config.export and same_folder(config.export.parent, config.save)
-    if config.export and not is_in_run:
-        require_writable_file("--export", config.export)
+    if config.export:
+        inputs = [Path(each) for each in (config.resume, config.init) if each not in ("", "auto")]
+        refuse_overwriting("--export", config.export, map(weights_path, inputs))
+        in_run = config.save is not None and same_folder(config.export.parent, config.save)
+        check_export(config.export, in_run)
 
 
 def same_folder(one: Path, other: Path) -> bool:

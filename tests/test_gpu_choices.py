@@ -99,7 +99,7 @@ def test_sync_bn_reaches_the_network(wrn, imagenet, monkeypatch, tmp_path):
     for flags, count in (([], 0), (["--sync-bn"], 1)):
         config = imagenet.train_options.parse(command_line(data, tmp_path / "run", *flags))
         config = config.with_milestones(None)
-        trainer = imagenet.train.make_trainer(config, 3, CPU)
+        trainer = imagenet.train.make_trainer(config, ["a", "b", "c"], CPU, False)
         found = [m for m in trainer.parallel.modules() if isinstance(m, torch.nn.SyncBatchNorm)]
         assert len(found) == count
         config = wrn.options.parse(["--depth", "10", "--width", "1", *flags])

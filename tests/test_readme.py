@@ -50,7 +50,8 @@ SLURM = "--nodes --ntasks-per-node --gpus-per-node --cpus-per-task --time --sign
 ELSEWHERE = {
     "checkpoint.pt", "log.txt", "log.jsonl", "logs/demo/error.png", "model.pt7", ".safetensors",
     "ILSVRC2012_img_val.tar", "ILSVRC2012_devkit_t12.tar.gz", "LOC_val_solution.csv", "val/",
-    "torch.compile", "lock.owner",
+    "torch.compile", "lock.owner", ".pt", ".pth", "model.safetensors", "config.json", "own-r18/",
+    "torch.save", "runs/base",
 }  # fmt: skip
 
 
@@ -118,6 +119,7 @@ def test_names_of_functions_and_tables_exist():
     others = {"IMAGENET", "FOLDER", "PATH", "DIR", "LICENSE", "PIP_EXTRA_INDEX_URL", "state_dict"}
     others |= {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME"}
     others |= {"destroy_process_group", "random_scheme"}  # PyTorch's; of the logs
+    others |= {"crop_mode", "crop_pct"}  # timm's
     defined = {name for name in names if re.search(rf"^(def )?{name}\b( =|\()", code, re.MULTILINE)}
     assert sorted(names - defined - others) == []
 
@@ -206,6 +208,9 @@ def exported(wrn, imagenet, tmp_path_factory):
     words = ["--method", "baseline", "--export", folder / "backbone.pth", folder]
     words += ["--save", folder / "resnet"]
     assert imagenet.train.main([*map(str, words), *SMALL_TRAIN]) == 0
+    words = ["--model_path", folder / "resnet", "--export", folder / "own-r18"]
+    assert imagenet.main.main([*map(str, words)]) == 0
+    write_image(folder / "A.jpg")
     (folder / "REPO").symlink_to(ROOT)
     return folder
 
@@ -224,7 +229,7 @@ def test_examples_run(example, exported):
         assert sum(bool(line.strip()) for line in example.text.splitlines()) <= 24
         totals = [float(word) for word in re.findall(r"total ([\d.]+)", done.stdout)]
         assert len(totals) == 50 and totals[-1] < 0.5 * totals[0]
-    elif "timm" in example.text:
+    elif "mobilenet" in example.text:
         assert sum(bool(line.strip()) for line in example.text.splitlines()) <= 40
         for name in ("mobilenetv3_small_050", "convnext_atto"):
             totals = [float(x) for x in re.findall(rf"{name}: total ([\d.]+)", done.stdout)]
@@ -234,7 +239,7 @@ def test_examples_run(example, exported):
 
 
 def test_there_is_an_example_in_the_readme_and_in_each_guide():
-    pages = ["README", "cifar", "imagenet", "own-network", "own-network"]
+    pages = ["README", "cifar", "imagenet", *["own-images"] * 2, *["own-network"] * 2]
     assert [block.page.stem for block in examples()] == pages
 
 
@@ -372,6 +377,8 @@ def train_at(imagenet, save):
 
 
 def run_training(imagenet, words):
+    if "--init" in words:
+        assert train_at(imagenet, words[words.index("--init") + 1]) == 0
     status = imagenet.train.main([*words, *SMALL_TRAIN])
     if "--export" in words:
         assert Path(words[words.index("--export") + 1]).exists()
@@ -450,7 +457,7 @@ def test_commands_are_found_but_for_the_marked_ones():
         Command(".", ("make", "a"))
     ]
     assert len(commands()) > 30 and Command(".", ("make", "demo")) in commands()
-    assert len(marks()) == 5 and all(re.match(r": \w{2}", reason) for reason in marks())
+    assert len(marks()) == 6 and all(re.match(r": \w{2}", reason) for reason in marks())
 
 
 def test_backticks_are_closed():

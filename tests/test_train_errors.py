@@ -165,7 +165,7 @@ def test_unusable_images_are_named(train, tmp_path, capsys):
         (["--warmup-epochs", "2", "--lr-schedule", "cosine"], "--warmup-epochs"),
         (["--export", "nowhere/weights.pt"], "nowhere"),
         (["--export", "../another/checkpoint.pt"], "reserved for the checkpoint"),
-        (["--export", "/dev/null"], "not a regular file"),
+        (["--export", "/dev/null"], "exists already"),
         (["--ema", "1"], "--ema"),
         (["--resume", "nowhere.pt"], "nowhere.pt"),
     ],

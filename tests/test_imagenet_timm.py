@@ -1,0 +1,321 @@
+"""An exported folder: timm builds the same network and the same pixels from it; its model card."""
+
+import json
+import math
+import os
+import re
+import shutil
+
+import pytest
+import torch
+from conftest import ROOT
+from PIL import Image
+from synthetic import save_weights, write_folders, write_image
+from training import command_line, error_of, load_checkpoint, log_records, run_train, write_data
+
+timm = pytest.importorskip("timm")
+yaml = pytest.importorskip("yaml")
+
+SIZES = [33, 40, 48, 64, 224, 443]  # 443: the exact fraction is rounded to one pixel less
+
+
+@pytest.fixture(scope="module")
+def train(imagenet):
+    return lambda argv: run_train(imagenet, argv)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return write_data(tmp_path_factory.mktemp("images"))
+
+
+@pytest.fixture(scope="module")
+def small_branches(imagenet):
+    """Give ResNet-18 small branches, so that its checkpoints are small."""
+    resnet = imagenet.resnet
+    stage = resnet.Stage(1, 8)
+    branches = (resnet.BranchSpec(2, (stage, stage)), resnet.BranchSpec(3, (stage,)))
+    with pytest.MonkeyPatch.context() as patch:
+        config = resnet.NETWORKS["resnet18"]._replace(branches=branches)
+        patch.setitem(resnet.NETWORKS, "resnet18", config)
+        yield
+
+
+@pytest.fixture(scope="module")
+def exported(imagenet, data, small_branches, tmp_path_factory):
+    """A run of a ResNet-18 with averaged weights, and the folder that it exported."""
+    root = tmp_path_factory.mktemp("exported")
+    flags = ["--ema", "0.9", "--label-smoothing", "0.1", "--export", str(root / "r18")]
+    assert imagenet.train.main(command_line(data, root / "run", *flags)) == 0
+    return root / "run", root / "r18"
+
+
+@pytest.fixture
+def main(imagenet, capsys):
+    """Run main.py on the CPU; return its exit status, output and errors."""
+
+    def main(*arguments):
+        flags = ["--device", "cpu", "-j", "0", "-b", "3"]
+        status = imagenet.main.main([*flags, *map(str, arguments)])
+        return status, *capsys.readouterr()
+
+    return main
+
+
+def logits(network, images):
+    with torch.no_grad():
+        out = network.eval()(images)
+    return out[0] if isinstance(out, tuple) else out
+
+
+@pytest.mark.parametrize("arch", [
+    "resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "resnext50_32x4d",
+    "wide_resnet50_2",
+])  # fmt: skip
+def test_timm_builds_the_same_network(imagenet, tmp_path, arch):
+    """Every network of `NETWORKS`, under its name in timm."""
+    assert arch in imagenet.resnet.NETWORKS and len(imagenet.resnet.NETWORKS) == 7
+    torch.manual_seed(0)
+    network = imagenet.resnet.build(arch, branches=False, num_classes=3)
+    for module in network.modules():  # as after training
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.running_mean.normal_(std=0.1)
+            module.running_var.uniform_(0.5, 1.5)
+            module.weight.data.uniform_(0.5, 1)
+    metadata = imagenet.weights.Metadata(arch, ["eel", "dog", "cat"], 64)
+    imagenet.exports.export(network, tmp_path / "a", metadata, "random")
+    in_timm = timm.create_model(f"local-dir:{tmp_path / 'a'}", pretrained=True)
+    assert in_timm.pretrained_cfg["label_names"] == ["eel", "dog", "cat"]
+    images = torch.randn(2, 3, 64, 64)
+    assert torch.equal(logits(in_timm, images), logits(network, images))
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize(
+    ("resize", "crop_mode"), [("square", "squash"), ("shorter-side", "center")]
+)
+def test_timm_s_transform_gives_the_pixels_of_evaluation(
+    imagenet, tmp_path, size, resize, crop_mode
+):
+    """An exported folder has the mode of `--resize square`; timm has the other one too."""
+    metadata = imagenet.weights.Metadata("resnet18", ["cat", "dog"], size)
+    network = imagenet.resnet.build("resnet18", branches=False, num_classes=2)
+    config = imagenet.exports.timm_config(network, metadata)["pretrained_cfg"]
+    assert config["crop_mode"] == "squash"
+    config["crop_mode"] = crop_mode
+    transform = timm.data.create_transform(**timm.data.resolve_data_config(pretrained_cfg=config))
+    expected = imagenet.presets.evaluation_transform(size, resize)
+    for shape in ((300, 200), (64, 64), (37, 501)):
+        image = Image.open(write_image(tmp_path / f"{shape}.png", size=shape)).convert("RGB")
+        assert torch.equal(transform(image), expected(image))
+
+
+def test_timm_resizes_to_the_same_side_at_every_size(imagenet):
+    crop_fraction, resized_side = imagenet.exports.crop_fraction, imagenet.presets.resized_side
+    for size in range(8, 4097):
+        assert math.floor(size / crop_fraction(size)) == resized_side(size)
+    assert crop_fraction(224) == crop_fraction(64) == 0.875
+
+
+def test_main_timm_torchvision_and_torch_hub_agree_on_a_photograph(
+    imagenet, exported, main, tmp_path
+):
+    run, folder = exported
+    image = write_image(tmp_path / "a.png", size=(300, 200))
+    network = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+    transform = timm.data.create_transform(**timm.data.resolve_model_data_config(network))
+    images = transform(Image.open(image))[None]
+    expected = logits(network, images)
+    hub = torch.hub.load(str(ROOT), "resnet18", source="local", weights=str(folder))
+    assert torch.equal(logits(hub, images), expected)
+    result = tmp_path / "result.json"
+    status, _, err = main("--model_path", folder, "--predict", image, "--json", result)
+    assert (status, err) == (0, "")
+    (prediction,) = json.loads(result.read_text())
+    percent = {each["name"]: each["probability"] for each in prediction["classes"]}
+    for name, value in zip(("cat", "dog", "eel"), expected.softmax(1)[0].tolist(), strict=True):
+        assert percent[name] == pytest.approx(value, rel=1e-5)
+
+
+def test_main_evaluates_a_folder_without_further_flags(exported, main, data):
+    """With the errors that the card states."""
+    run, folder = exported
+    status, out, err = main("--model_path", folder, data)
+    assert (status, err) == (0, "") and "images of 40 pixels" in out
+    top1, top5 = (log_records(run)[-1]["ema"][f"{kind}_errors"][0] for kind in ("top1", "top5"))
+    assert out.splitlines()[-1] == f"[Error rate] Top-1: {top1:.4f}%, Top-5: {top5:.4f}%"
+
+
+def test_the_card_states_what_the_run_s_log_says(exported, data):
+    run, folder = exported
+    card = (folder / "README.md").read_text()
+    _, header, text = card.split("---\n", 2)
+    header = yaml.safe_load(header)
+    assert (header["library_name"], header["pipeline_tag"]) == ("timm", "image-classification")
+    record = log_records(run)[-1]
+    rows = re.findall(r"^\| ([*\w ]+?) \| ([\d.]+) \| ([\d.]+) \|$", text, re.MULTILINE)
+    names = ["backbone", "shallow branch", "deep branch"]
+    expected = [
+        (name, f"{top1:.2f}", f"{top5:.2f}")
+        for name, top1, top5 in zip(
+            names, record["validation"]["top1_errors"], record["validation"]["top5_errors"],
+            strict=True,
+        )
+    ]  # fmt: skip
+    for name, entry, keys in (
+        ("ensemble", record["validation"], ("ensemble_top1_error", "ensemble_top5_error")),
+        ("**averaged weights**", record["ema"], ("top1_errors", "top5_errors")),
+    ):
+        values = (entry[key] for key in keys)
+        values = (value[0] if isinstance(value, list) else value for value in values)
+        expected.append((name, *(f"{value:.2f}" for value in values)))
+    assert rows[-5:] == expected
+    assert "These files hold the averaged weights" in text
+    assert "13 training images of 3 classes" in text and "5 validation images" in text
+    for row in ("| `--ema` | 0.9 |", "| `--label-smoothing` | 0.1 |", "| `--lr` | 0.02 |"):
+        assert row in text
+    assert "`--mixup`" not in text
+    assert f"the folder `{data.name}`" in text
+    assert str(run.parent) not in text and str(data.parent) not in text  # paths are private
+
+
+@pytest.mark.parametrize(
+    ("schedule", "names"),
+    [("step", ["lr", "lr-schedule", "milestones", "lr-factor"]), ("cosine", ["lr", "lr-schedule"])],
+)
+def test_the_recipe_has_the_options_that_were_used(imagenet, schedule, names):
+    flags = ["DATA", "--lr-schedule", schedule, "--mixup", "0.2"]
+    options = imagenet.train_options.parse(flags).with_milestones(None).to_dict()
+    run = imagenet.training_run.TrainingRun(options, 2, 8, 13, 1, False, None)
+    rows = re.findall(
+        r"^\| `--([\w-]+)` \|", imagenet.model_card.describe_recipe(run), re.MULTILINE
+    )
+    assert [name for name in rows if name.startswith(("lr", "milestones"))] == names
+    assert rows[-1] == "mixup" and "seed" in rows and "workers" not in rows
+
+
+def test_the_card_says_which_numbers_are_missing(imagenet, exported, main, tmp_path):
+    """The checkpoint within an epoch; a checkpoint without its log; a bare state dict."""
+    run, _ = exported
+    content = load_checkpoint(run) | {"ema": {}, "optimizer": {}}
+    for name, changes in (("whole", {}), ("within", {"step": content["step"] - 1})):
+        folder = tmp_path / name
+        folder.mkdir()
+        shutil.copy(run / "log.jsonl", folder)
+        save_weights(folder / "checkpoint.pt", content["model"], **{
+            key: value for key, value in (content | changes).items() if key != "model"
+        })  # fmt: skip
+        assert main("--model_path", folder, "--export", tmp_path / f"{name}-r18")[0] == 0
+        card = (tmp_path / f"{name}-r18" / "README.md").read_text()
+        assert ("no record for exactly these weights" in card) == (name == "within")
+        assert "| `--epochs` | 2 |" in card and "13 training images" in card
+    bare = save_weights(tmp_path / "bare.pth", imagenet.resnet.build("resnet18").state_dict())
+    status, _, err = main("--model_path", bare, "--export", tmp_path / "bare")
+    assert (status, err) == (0, "")
+    card = (tmp_path / "bare" / "README.md").read_text()
+    assert card.count("Not known: the weights are not from a checkpoint of `train.py`") == 3
+    config = json.loads((tmp_path / "bare" / "config.json").read_text())
+    assert config["label_names"] == imagenet.validation_set.imagenet_synsets()
+    assert config["pretrained_cfg"]["input_size"] == [3, 224, 224]
+
+
+def test_a_finished_run_that_is_started_again_exports_the_same(imagenet, train, data, tmp_path):
+    argv = command_line(data, tmp_path / "run", "--resume", "auto")
+    folders = [tmp_path / "run" / "r18", tmp_path / "r18"]
+    for folder in folders:
+        assert train([*argv, "--export", str(folder)]) == 0
+    assert sorted(os.listdir(folders[0])) == ["README.md", "config.json", "model.safetensors"]
+    for name in ("README.md", "config.json"):
+        assert (folders[0] / name).read_text() == (folders[1] / name).read_text()
+    one, other = (
+        imagenet.weights.read_checkpoint(folder / "model.safetensors") for folder in folders
+    )
+    assert one.metadata == other.metadata and one.state_dict.keys() == other.state_dict.keys()
+    assert all(torch.equal(value, other.state_dict[name]) for name, value in one.state_dict.items())
+
+
+def test_an_existing_folder_is_refused_before_training(train, data, tmp_path, capsys):
+    (tmp_path / "there").mkdir()
+    for export, message in (
+        (tmp_path / "there", "exists already"),
+        (tmp_path / "no" / "folder", "no such folder"),
+        (tmp_path / "run", "the run writes in this folder"),
+    ):
+        argv = command_line(data, tmp_path / "run", "--export", str(export))
+        assert message in error_of(train, capsys, argv)
+    argv = command_line(data, tmp_path / "new" / "run", "--export", str(tmp_path / "new"))
+    assert "the run writes in this folder" in error_of(train, capsys, argv)
+    assert os.listdir(tmp_path) == ["there"]
+
+
+def test_a_folder_is_written_completely_or_not_at_all(imagenet, tmp_path, monkeypatch):
+    network = imagenet.resnet.build("resnet18", branches=False, num_classes=2)
+    metadata = imagenet.weights.Metadata("resnet18", ["cat", "dog"], 64)
+
+    def fail(*arguments):
+        raise OSError(28, "No space left on device")
+
+    refused = imagenet.command_line.UserError
+    for owner, name in (
+        (imagenet.exports.json, "dumps"),
+        (imagenet.weights.checkpoint, "write_atomically"),
+    ):
+        with monkeypatch.context() as patch, pytest.raises(refused, match="No space left") as error:
+            patch.setattr(owner, name, fail)
+            imagenet.exports.export(network, tmp_path / "a", metadata, "random")
+        assert "\n" not in str(error.value) and os.listdir(tmp_path) == []
+    (tmp_path / "a").mkdir()
+    with pytest.raises(refused, match="exists already"):
+        imagenet.exports.export(network, tmp_path / "a", metadata, "random")
+    assert os.listdir(tmp_path / "a") == [] and os.listdir(tmp_path) == ["a"]
+
+
+def test_names_that_are_not_utf_8_do_not_prevent_an_export(imagenet, tmp_path):
+    """As Python reads them from a file system."""
+    name = os.fsdecode(b"caf\xe9")
+    network = imagenet.resnet.build("resnet18", branches=False, num_classes=2)
+    metadata = imagenet.weights.Metadata("resnet18", [name, "ant"], 64)
+    imagenet.exports.export(network, tmp_path / "a", metadata, f"`{name}`")
+    assert "`caf\\udce9`" in (tmp_path / "a" / "README.md").read_text()
+    loaded = imagenet.weights.read_checkpoint(tmp_path / "a" / "model.safetensors")
+    assert loaded.metadata.class_names == [name, "ant"]
+
+
+def test_what_a_folder_does_not_fit_is_refused(exported, main, data, tmp_path):
+    run, folder = exported
+    other = write_folders(tmp_path / "other", {"cat": 1, "fox": 1})
+    bare = save_weights(
+        tmp_path / "a.pth", timm.create_model("resnet18", num_classes=3).state_dict()
+    )
+    new = tmp_path / "new"
+    for flags, message in (
+        (("--model_path", folder, other), "does not know 1 class of the images, such as fox"),
+        (("--model_path", bare, other), "2 classes for a network of 3 classes"),
+        (("--model_path", folder, "-a", "resnet50", data), "of resnet18, not resnet50"),
+        (("--model_path", run, "--export", folder), "exists already"),
+        (("--model_path", run, "--export", new, "--image-size", 64), "training with 40 pixels"),
+        (("--model_path", run, "--export", new, "--resize", "shorter-side"), "leave out --resize"),
+        (("--model_path", tmp_path / "other", data), "the folder of a run or an export"),
+    ):
+        status, _, err = main(*flags)
+        assert status == 2 and message in err and err.count("\n") == 1, err
+    assert not new.exists()
+
+
+def test_other_networks_are_exported_to_files_alone(imagenet, main, tmp_path):
+    network = imagenet.pretrained.build_network("shufflenet_v2_x0_5", num_classes=3)
+    path = save_weights(tmp_path / "a.pth", network.state_dict())
+    flags = ("-a", "shufflenet_v2_x0_5", "--model_path", path, "--export")
+    status, _, err = main(*flags, tmp_path / "folder")
+    assert status == 2 and "give a file, such as folder.safetensors" in err
+    assert main(*flags, tmp_path / "b.safetensors")[0] == 0
+
+
+def test_exports_without_safetensors_are_refused_before_training(
+    imagenet, data, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(imagenet.export_path, "find_spec", lambda name: None)
+    for name in ("a", "a.safetensors"):
+        with pytest.raises(imagenet.command_line.UserError, match="pip install safetensors"):
+            imagenet.train_options.parse([str(data), "--export", str(tmp_path / name)])
+    imagenet.train_options.parse([str(data), "--export", str(tmp_path / "a.pth")])
