@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -16,7 +15,7 @@ from common.command_line import UserError
 from common.distributed import print_once
 from common.fingerprint import fingerprint_files
 from common.images import list_images, read_rgb
-from common.seeds import derived_seed
+from decoding import choose_decoder
 from presets import evaluation_transform, training_transform
 from validation_set import class_indices, list_validation_images, skipped_files
 
@@ -32,26 +31,30 @@ class ImageFiles(Dataset):
         transform: from an RGB image to a tensor.
         skip_unreadable: return a blank image labeled `UNREADABLE` for a file that cannot be read,
             instead of raising `UserError`.
+        decode: from a path to an RGB image, which may be a tensor (3, H, W) if the transform
+            accepts it.
     """
 
     def __init__(
         self,
         paths: Sequence[Path],
         labels: Sequence[int],
-        transform: Callable[[Image.Image], Tensor],
+        transform: Callable[[Image.Image | Tensor], Tensor],
         skip_unreadable: bool = False,
+        decode: Callable[[Path], Image.Image | Tensor] = read_rgb,
     ):
         self.paths = paths
         self.labels = labels
         self.transform = transform
         self.skip_unreadable = skip_unreadable
+        self._decode = decode
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         try:
-            image, label = read_rgb(self.paths[index]), self.labels[index]
+            image, label = self._decode(self.paths[index]), self.labels[index]
         except UserError as error:
             if not self.skip_unreadable:
                 raise
@@ -61,27 +64,29 @@ class ImageFiles(Dataset):
 
 
 class AugmentedDataset(Dataset):
-    """Image files whose augmentation is a function of (seed, epoch, index).
+    """Image files, augmented as a function of (seed, epoch, index).
 
-    It does therefore not depend on the worker or process, or on whether the run was resumed.
+    Args:
+        files: their transform is that of an augmentation.
+        seed: of the run.
     """
 
     def __init__(self, files: ImageFiles, seed: int):
         self.files = files
-        self._seed = seed
+        self._random_part = files.transform.random_part(len(files), seed)
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, int]:
         """Return the image and label of a key (epoch, index)."""
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(derived_seed(self._seed, *key))
-            return self.files[key[1]]
+        epoch, index = key
+        image, label = self.files[index]
+        return self._random_part(image, epoch, index), label
 
 
 class ImageSets(NamedTuple):
     """The training and the validation images, of the same classes."""
 
     class_names: list[str]  # in the order of the labels
-    train: ImageFiles  # uint8 images, randomly augmented
+    train: ImageFiles  # uint8 images, for `AugmentedDataset`
     validation: ImageFiles  # float32 images, normalized
 
     def fingerprint(self) -> str:
@@ -126,6 +131,7 @@ def find_image_sets(
             np.array(train.labels),
             training_transform(augmentation, image_size),
             skip_unreadable,
+            choose_decoder(),
         ),
         ImageFiles(validation.paths, labels, evaluation_transform(image_size)),
     )

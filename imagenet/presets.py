@@ -5,13 +5,12 @@ from collections.abc import Callable
 from PIL import Image
 from torch import Tensor
 from torchvision import transforms
-from torchvision.transforms import InterpolationMode
+
+from augmentation import BICUBIC, ResizedCrop, SquareCrop
 
 # Channel means and standard deviations of ImageNet's training images, in [0, 1].
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-
-BICUBIC = InterpolationMode.BICUBIC  # as in the released evaluation
 
 
 def evaluation_transform(
@@ -38,7 +37,7 @@ def evaluation_transform(
     )
 
 
-def training_transform(augmentation: str, image_size: int = 224) -> Callable[[Image.Image], Tensor]:
+def training_transform(augmentation: str, image_size: int = 224) -> SquareCrop | ResizedCrop:
     """Build the training transform. Both augmentations end with a random horizontal flip.
 
     Args:
@@ -50,17 +49,12 @@ def training_transform(augmentation: str, image_size: int = 224) -> Callable[[Im
         image_size: side S of the result in pixels.
 
     Returns:
-        A function from an RGB image to a uint8 tensor (3, S, S). It draws from torch's default
-        generator. Images are normalized on the device, because uint8 needs a quarter of the
-        transfer.
+        A transform with a random part, which gives a uint8 tensor (3, S, S). Images are normalized
+        on the device, because uint8 needs a quarter of the transfer.
     """
     if augmentation == "crop":
-        side = resized_side(image_size)
-        crop = [transforms.Resize((side, side), BICUBIC), transforms.RandomCrop(image_size)]
-    else:
-        crop = [transforms.RandomResizedCrop(image_size, interpolation=BICUBIC)]
-    flip = transforms.RandomHorizontalFlip()
-    return transforms.Compose([*crop, flip, transforms.PILToTensor()])
+        return SquareCrop(image_size, resized_side(image_size))
+    return ResizedCrop(image_size)
 
 
 def resized_side(image_size: int) -> int:

@@ -11,6 +11,7 @@ Keys of `checkpoint.pt` (`KEYS` below):
     images: number of training images.
     processes: number of processes of the run that saved it.
     options: of the command line.
+    decoding: `DECODING` of the run; older checkpoints do not have it, which means 1.
 
 The learning rate is a function of the step. No random state is saved: order and augmentation are
 functions of (seed, epoch, image), and nothing else is random once the network is initialized.
@@ -34,6 +35,8 @@ from synergy import Losses
 from train_options import Config
 
 FORMAT = 1
+# 1: PIL alone, with a random generator for each image; 2: `decoding.py` and `augmentation.py`.
+DECODING = 2
 KEYS = {
     "format": int,
     "arch": str,
@@ -48,6 +51,7 @@ KEYS = {
     "images": int,
     "processes": int,
     "options": dict,
+    "decoding": int,
 }
 
 
@@ -79,6 +83,7 @@ def save(
         "images": len(sets.train),
         "processes": world_size(),
         "options": config.to_dict(),
+        "decoding": DECODING,
     }
     checkpoint.save(path, content)
 
@@ -99,7 +104,7 @@ def find(config: Config) -> tuple[Path | None, dict | None]:
 
 def read(path: Path) -> dict:
     """Read a checkpoint. Raise `UserError` if the file is not one of a training run."""
-    content = checkpoint.load(path)
+    content = {"decoding": 1} | checkpoint.load(path)
     checkpoint.require_keys(content, KEYS, path)
     return content
 
@@ -140,6 +145,11 @@ def resume(
             f"note: saved by {plural(content['processes'], 'process')}, resumed with "
             f"{world_size()}; batches stay the same but are split differently, which changes the "
             "statistics of batch normalization"
+        )
+    if content["decoding"] != DECODING:
+        print_once(
+            "note: saved by an older version, which decoded, resized and cropped training images "
+            "differently; from here on they are those of this version"
         )
 
 

@@ -89,8 +89,8 @@ def shapes(seen):
     return batch.images.shape[-1], images.shape[-1]
 
 
-def transforms(seen):
-    return [type(each).__name__ for each in seen.loader.files.transform.transforms[:-2]]
+def augmentation(seen):
+    return type(seen.loader.files.transform).__name__
 
 
 def torch_loaders(seen):
@@ -164,9 +164,9 @@ def criterion(name):
     ("field", "flags", "observe", "expected"),
     [
         ("image_size", "--image-size 48", shapes, (48, 48)),
-        ("augmentation", "", transforms, ["Resize", "RandomCrop"]),
-        ("augmentation", "--augmentation resized-crop", transforms, ["RandomResizedCrop"]),
-        ("augmentation", "-a resnet152", transforms, ["RandomResizedCrop"]),
+        ("augmentation", "", augmentation, "SquareCrop"),
+        ("augmentation", "--augmentation resized-crop", augmentation, "ResizedCrop"),
+        ("augmentation", "-a resnet152", augmentation, "ResizedCrop"),
         ("workers", "-j 2", lambda s: [x.num_workers for x in torch_loaders(s)], [2, 2]),
         ("prefetch", "-j 2 --prefetch 3", lambda s: torch_loaders(s)[0].prefetch_factor, 3),
         ("arch", "-a resnet50", lambda s: s.arch, "resnet50"),

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageFilter
 from synthetic import write_image
 from torchvision.transforms import InterpolationMode, RandomResizedCrop, functional
 from training import write_data
@@ -74,35 +74,42 @@ def test_augmentation_depends_only_on_seed_epoch_and_image(imagenet, tmp_path, a
 def test_crop_augmentation_crops_anywhere_and_flips_half_of_the_images(imagenet):
     """The paper's augmentation: resize to a square, random crop, random flip, nothing else."""
     ramp = np.tile(np.arange(0, 256, 2, dtype=np.uint8), (64, 1))  # 128 wide, 64 high
-    image = Image.fromarray(np.stack([ramp, ramp, ramp], -1))
-    square = np.asarray(image.resize((64, 64), Image.Resampling.BICUBIC)).astype(int)
+    image = Image.fromarray(np.stack([ramp, ramp.T.repeat(2, 1)[:64], ramp], -1))
     transform = imagenet.presets.training_transform("crop", 56)
-    torch.manual_seed(0)
-    offsets, flips = set(), 0
-    for _ in range(200):
-        crop = transform(image)
+    square = transform(image)
+    expected = np.asarray(image.resize((64, 64), Image.Resampling.BICUBIC)).astype(int)
+    assert abs(square.permute(1, 2, 0).numpy() - expected).max() <= 1
+    random_part = transform.random_part(300, seed=0)
+    crops = {
+        (top, left, flip): square[:, top : top + 56, left : left + 56].flip([-1] * flip)
+        for top in range(9)
+        for left in range(9)
+        for flip in range(2)
+    }
+    seen = []
+    for index in range(300):
+        crop = random_part(square, 0, index)
         assert crop.shape == (3, 56, 56) and crop.dtype == torch.uint8
-        row = crop[0, 0].long().numpy()
-        flipped = row[0] > row[-1]
-        flips += flipped
-        row = row[::-1] if flipped else row
-        offsets.add(next(i for i in range(9) if (square[0, i : i + 56, 0] == row).all()))
-    assert offsets == set(range(9)) and 70 < flips < 130
+        seen += [place for place, each in crops.items() if torch.equal(each, crop)]
+    assert len(seen) == 300 and 120 < sum(flip for _, _, flip in seen) < 180
+    for axis in range(2):
+        assert {place[axis] for place in seen} == set(range(9))
 
 
 def test_resized_crop_augmentation_is_the_common_one(imagenet):
     """8 to 100 % of the area, aspect ratios of 3/4 to 4/3, bicubic, and half of them flipped."""
     noise = np.random.default_rng(0).integers(0, 256, (60, 90, 3), dtype=np.uint8)
-    image, flips = Image.fromarray(noise), 0
-    transform = imagenet.presets.training_transform("resized-crop", 40)
-    for seed in range(40):
-        torch.manual_seed(seed)
-        crop = RandomResizedCrop.get_params(image, (0.08, 1.0), (3 / 4, 4 / 3))
-        expected = functional.resized_crop(image, *crop, [40, 40], InterpolationMode.BICUBIC)
+    smooth = Image.fromarray(noise).filter(ImageFilter.GaussianBlur(2))
+    transform, flips = imagenet.presets.training_transform("resized-crop", 40), 0
+    random_part = transform.random_part(1, seed=0)
+    for epoch in range(40):
+        torch.manual_seed(imagenet.seeds.derived_seed(0, epoch, 0))
+        crop = RandomResizedCrop.get_params(smooth, (0.08, 1.0), (3 / 4, 4 / 3))
         flips += (flip := bool(torch.rand(1) < 0.5))
-        expected = torch.from_numpy(np.array(expected)).permute(2, 0, 1)
-        torch.manual_seed(seed)
-        assert torch.equal(transform(image), expected.flip(2) if flip else expected)
+        expected = functional.resized_crop(smooth, *crop, [40, 40], InterpolationMode.BICUBIC)
+        expected = torch.from_numpy(np.array(expected)).permute(2, 0, 1).int()
+        actual = random_part(transform(smooth), epoch, 0).int()
+        assert (actual - (expected.flip(2) if flip else expected)).abs().max() <= 2
     assert 10 < flips < 30
 
 

@@ -70,7 +70,7 @@ def test_batches_of_workers_are_those_of_the_main_process(imagenet):
 
 
 def test_scripts_name_full_shared_memory(imagenet, tmp_path, capfd, monkeypatch):
-    monkeypatch.setattr(imagenet.data, "read_rgb", lambda path: die_of_bus_error())
+    monkeypatch.setattr(imagenet.data.ImageFiles, "__getitem__", lambda *_: die_of_bus_error())
     weights = write_checkpoint(tmp_path / "a.pth")
     data = write_validation_set(imagenet, tmp_path / "validation")
     status, _, errors = run_main(imagenet, capfd, data, *NETWORK, weights, "-j", "1")

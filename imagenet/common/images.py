@@ -1,5 +1,6 @@
 """Image files: which ones a folder contains, and how they are decoded."""
 
+import contextlib
 import io
 import os
 import sys
@@ -99,17 +100,15 @@ def read_rgb(path: Path) -> Image.Image:
         UserError: the file can't be read (see `read_file`) or decoded; the message begins with
             its path.
     """
+    with image_errors(path):
+        return decode_rgb(read_file(path))
+
+
+@contextlib.contextmanager
+def image_errors(path: Path) -> Iterator[None]:
+    """Turn whatever the block raises while it reads an image into a `UserError`."""
     try:
-        with Image.open(io.BytesIO(read_file(path))) as image:
-            # PIL itself only warns about decompression bombs.
-            if image.width * image.height > Image.MAX_IMAGE_PIXELS:
-                raise ValueError(
-                    f"{image.width} x {image.height} pixels, the limit is {Image.MAX_IMAGE_PIXELS}"
-                )
-            if image.mode.startswith("I"):  # I;16 and its variants, or I in some PIL versions
-                gray = np.asarray(image).astype(np.float64) / 257  # 65535 / 255
-                image = Image.fromarray(gray.clip(0, 255).round().astype(np.uint8))
-            return image.convert("RGB")
+        yield
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file; give the path of an image") from error
     except UnidentifiedImageError as error:  # whose message names the buffer
@@ -118,6 +117,29 @@ def read_rgb(path: Path) -> Image.Image:
         raise UserError(
             f"{path}: not an image that can be read ({one_line(error, 150)})"
         ) from error
+
+
+def open_image(data: bytes) -> Image.Image:
+    """Read the header of an image. Raise `ValueError` for a decompression bomb."""
+    image = Image.open(io.BytesIO(data))
+    # PIL itself only warns about decompression bombs.
+    if image.width * image.height > Image.MAX_IMAGE_PIXELS:
+        raise ValueError(
+            f"{image.width} x {image.height} pixels, the limit is {Image.MAX_IMAGE_PIXELS}"
+        )
+    return image
+
+
+def decode_rgb(data: bytes) -> Image.Image:
+    """Decode the content of an image file; see `read_rgb`."""
+    with open_image(data) as image:
+        if image.mode.startswith("I"):  # I;16 and its variants, or I in some PIL versions
+            gray = np.asarray(image).astype(np.float64) / 257  # 65535 / 255
+            image = Image.fromarray(gray.clip(0, 255).round().astype(np.uint8))
+        if image.mode != "RGB":
+            return image.convert("RGB")
+        image.load()
+        return image
 
 
 def read_squares(paths: Sequence[Path], side: int, workers: int, description: str) -> Tensor:

@@ -173,10 +173,13 @@ def odd_image(attempt: Attempt) -> None:
 
 
 def expect_pixels(attempt: Attempt, case: ImageCase) -> None:
-    """Expect these pixels, or an error with the path, from `read_rgb` of both folders."""
-    for script in (CIFAR, EVALUATION):
+    """Expect these pixels, or an error with the path, from every function that reads images."""
+    readers = [(script, script.folder.images.read_rgb) for script in (CIFAR, EVALUATION)]
+    read_pixels = TRAINING.folder.decoding.read_pixels
+    readers.append((TRAINING, lambda path: read_pixels(path).permute(1, 2, 0)))
+    for script, read in readers:
         try:
-            pixels = np.array(script.folder.images.read_rgb(case.path))
+            pixels = np.array(read(case.path))
         except script.folder.command_line.UserError as error:
             expect(case.pixels is None, "a readable image was refused", error)
             expect(str(case.path) in str(error), "expected the path in the message", error)
