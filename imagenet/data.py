@@ -87,7 +87,7 @@ class ImageSets(NamedTuple):
 
     class_names: list[str]  # in the order of the labels
     train: ImageFiles  # uint8 images, for `AugmentedDataset`
-    validation: ImageFiles  # float32 images, normalized
+    validation: ImageFiles  # uint8 images
 
     def fingerprint(self) -> str:
         """Return a hash of the files' names and sizes, without reading images."""

@@ -12,7 +12,7 @@ from common.distributed import shard, world_size
 from common.mixing import Mixing
 from common.seeds import derived_seed
 from data import AugmentedDataset
-from presets import IMAGENET_MEAN, IMAGENET_STD
+from presets import Normalization
 from skipping import SkippedImages
 from workers import collate, worker_failure
 
@@ -103,8 +103,6 @@ class TrainingLoader:
         self._device = device
         self._mixing = mixing
         self._skipping = SkippedImages(mixing is not None) if self.files.skip_unreadable else None
-        self._mean = 255 * torch.tensor(IMAGENET_MEAN, device=device).view(3, 1, 1)
-        self._std = 255 * torch.tensor(IMAGENET_STD, device=device).view(3, 1, 1)
         self._loader = DataLoader(
             dataset,
             batch_sampler=sampler,
@@ -126,7 +124,6 @@ class TrainingLoader:
         self.sampler.start_at(epoch, first_step)
         batches = device_batches(self._readable(first_step), self._device)
         for step, (images, labels, *counts) in enumerate(batches, first_step):
-            images = images.float().sub_(self._mean).div_(self._std)
             if self._mixing and len(labels):
                 images, labels = self._mixing(images, labels, epoch, step)
             yield Batch(images, labels, *counts)
@@ -175,17 +172,19 @@ def evaluation_loader(
 
 
 def device_batches(loader: Iterable, device: torch.device) -> Iterator[tuple]:
-    """Yield the loader's batches on `device`: images (B, 3, S, S), channels last, labels (B,).
+    """Yield the loader's batches on `device`: images (B, 3, S, S), float32, and labels (B,).
 
-    What else is in a batch is passed through.
+    The images of the loader are uint8. Those that are yielded are normalized, channels last. What
+    else is in a batch is passed through.
 
     Raises:
         UserError: an image cannot be read, or a worker died.
     """
+    normalize = Normalization(device)
     try:
         for images, labels, *others in loader:
             images = images.to(device, non_blocking=True, memory_format=torch.channels_last)
-            yield images, labels.to(device, non_blocking=True), *others
+            yield normalize(images), labels.to(device, non_blocking=True), *others
     except UserError as error:
         # DataLoader puts the worker's traceback before the message. The traceback of this process
         # is dropped because it forms a reference cycle that would keep the workers alive.

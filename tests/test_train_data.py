@@ -127,9 +127,10 @@ def test_training_and_evaluation_images_are_normalized_alike(imagenet, tmp_path)
     Image.new("RGB", (50, 50), (200, 100, 50)).save(path)
     files = imagenet.data.ImageFiles([path], [0], presets.training_transform("crop", 40))
     (batch,) = training_batches(imagenet, files, workers=0)
-    transform = presets.evaluation_transform(40)
-    expected, _ = imagenet.data.ImageFiles([path], [0], transform)[0]
-    torch.testing.assert_close(batch.images[0], expected)
+    files = imagenet.data.ImageFiles([path], [0], presets.evaluation_transform(40))
+    loader = imagenet.loader.evaluation_loader(files, 1, 0, CPU, None)
+    ((expected, _),) = imagenet.loader.device_batches(loader, CPU)
+    assert torch.equal(batch.images, expected)
 
 
 def test_path_array_returns_the_paths(imagenet, tmp_path):
