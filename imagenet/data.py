@@ -73,13 +73,13 @@ class AugmentedDataset(Dataset):
 
     def __init__(self, files: ImageFiles, seed: int):
         self.files = files
-        self._random_part = files.transform.random_part(len(files), seed)
+        self.random_part = files.transform.random_part(len(files), seed)
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, int]:
         """Return the image and label of a key (epoch, index)."""
         epoch, index = key
         image, label = self.files[index]
-        return self._random_part(image, epoch, index), label
+        return self.random_part(image, epoch, index), label
 
 
 class ImageSets(NamedTuple):

@@ -1,69 +1,25 @@
-"""Batches of images: the resumable sampler, the training loader and the evaluation loader."""
+"""Batches of images: the training loader and the evaluation loader."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 
+from cached import CachedCrops, CachedFiles
 from common.command_line import UserError, plural
 from common.distributed import shard, world_size
-from common.mixing import Mixing
-from common.seeds import derived_seed
-from data import AugmentedDataset
+from common.mixing import Mixing, make_mixing
+from data import AugmentedDataset, ImageSets
 from presets import Normalization
+from read_ahead import ReadAhead
+from sampler import ResumableBatchSampler
 from skipping import SkippedImages
-from workers import collate, worker_failure
+from train_options import Config
+from workers import collate, worker_errors
 
-
-class ResumableBatchSampler:
-    """Batch sampler of this process that can start at any step of any epoch.
-
-    The order is a function of (seed, epoch). A batch holds the same images for any number of
-    processes, each of which takes a contiguous part of it. The last batch may be partial.
-
-    Args:
-        num_images: size of the data set.
-        batch_size: total batch size over all processes.
-        seed: of the order.
-        with_previous: put the image before those of this process in front of them, or the last
-            one of the batch before its first; for `Mixing`.
-    """
-
-    def __init__(self, num_images: int, batch_size: int, seed: int, with_previous: bool = False):
-        self.steps = -(-num_images // batch_size)  # in an epoch
-        self._num_images = num_images
-        self._batch_size = batch_size
-        self._seed = seed
-        self._with_previous = with_previous
-        self._epoch = self._first_step = 0
-
-    def start_at(self, epoch: int, first_step: int) -> None:
-        """Make the next iteration yield the batches of `epoch` from `first_step` on."""
-        self._epoch, self._first_step = epoch, first_step
-
-    def batch_fraction(self, step: int) -> float:
-        """Return this process's fraction of the batch, from 0 to 1."""
-        batch = self._batch(step)
-        return len(batch[shard(len(batch))]) / len(batch)
-
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        generator = torch.Generator().manual_seed(derived_seed(self._seed, self._epoch))
-        order = torch.randperm(self._num_images, generator=generator)
-        for step in range(self._first_step, self.steps):
-            batch = self._batch(step)
-            # A process without images in the batch gets a placeholder, which has weight 0.
-            own = batch[shard(len(batch))] or batch[:1]
-            positions = list(own)
-            if self._with_previous:
-                positions.insert(0, own.start - 1 if own.start > batch.start else batch[-1])
-            yield [(self._epoch, index) for index in order[positions].tolist()]
-
-    def _batch(self, step: int) -> range:
-        """Positions of a batch in the order of the epoch."""
-        start = step * self._batch_size
-        return range(start, min(start + self._batch_size, self._num_images))
+READ_AHEAD = 2  # batches of the evaluation, as many as DataLoader's workers prefetch
 
 
 class Batch(NamedTuple):
@@ -103,17 +59,7 @@ class TrainingLoader:
         self._device = device
         self._mixing = mixing
         self._skipping = SkippedImages(mixing is not None) if self.files.skip_unreadable else None
-        self._loader = DataLoader(
-            dataset,
-            batch_sampler=sampler,
-            num_workers=workers,
-            collate_fn=collate,
-            worker_init_fn=worker_init,
-            persistent_workers=workers > 0,
-            prefetch_factor=prefetch if workers else None,
-            pin_memory=device.type == "cuda",
-            generator=torch.Generator(),  # leaves torch's default generator untouched
-        )
+        self._loader = training_batches(dataset, sampler, workers, prefetch, device, worker_init)
 
     def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
         """Yield the batches of an epoch (0-based) from `first_step` on.
@@ -135,13 +81,38 @@ class TrainingLoader:
             yield self._skipping(*batch) if self._skipping else batch
 
 
+def training_batches(
+    dataset: AugmentedDataset,
+    sampler: ResumableBatchSampler,
+    workers: int,
+    prefetch: int,
+    device: torch.device,
+    worker_init: Callable[[int], None],
+) -> Iterable[Sequence[Tensor]]:
+    """Return the images (uint8, on the CPU) and labels of each batch; see `TrainingLoader`."""
+    if isinstance(dataset.files, CachedFiles):
+        crops = CachedCrops(dataset.files, dataset.random_part)
+        return crops.batches(sampler, prefetch, pinned=device.type == "cuda")
+    return DataLoader(
+        dataset,
+        batch_sampler=sampler,
+        num_workers=workers,
+        collate_fn=collate,
+        worker_init_fn=worker_init,
+        persistent_workers=workers > 0,
+        prefetch_factor=prefetch if workers else None,
+        pin_memory=device.type == "cuda",
+        generator=torch.Generator(),  # leaves torch's default generator untouched
+    )
+
+
 def evaluation_loader(
     dataset: Dataset,
     batch_size: int,
     workers: int,
     device: torch.device,
     worker_init: Callable[[int], None],
-) -> DataLoader:
+) -> DataLoader | ReadAhead:
     """Build a loader of this process's part of a data set, each image once and in order.
 
     Args:
@@ -160,6 +131,10 @@ def evaluation_loader(
             f"{plural(count, 'image')} for {world_size()} processes; start at most one process per "
             "image"
         )
+    if isinstance(dataset, CachedFiles):
+        own, size = range(count)[shard(count)], -(-batch_size // world_size())
+        parts = [own[start : start + size] for start in range(0, len(own), size)]
+        return dataset.batches(parts, READ_AHEAD, pinned=device.type == "cuda")
     return DataLoader(
         Subset(dataset, range(*shard(count).indices(count))),
         batch_size=-(-batch_size // world_size()),
@@ -181,16 +156,26 @@ def device_batches(loader: Iterable, device: torch.device) -> Iterator[tuple]:
         UserError: an image cannot be read, or a worker died.
     """
     normalize = Normalization(device)
-    try:
+    with worker_errors():
         for images, labels, *others in loader:
             images = images.to(device, non_blocking=True, memory_format=torch.channels_last)
             yield normalize(images), labels.to(device, non_blocking=True), *others
-    except UserError as error:
-        # DataLoader puts the worker's traceback before the message. The traceback of this process
-        # is dropped because it forms a reference cycle that would keep the workers alive.
-        reason = str(error).rsplit("UserError: ", 1)[-1]
-        raise UserError(reason) from error.with_traceback(None)
-    except RuntimeError as error:
-        if reason := worker_failure(error):
-            raise UserError(reason) from error.with_traceback(None)
-        raise
+
+
+def make_loaders(
+    config: Config,
+    sets: ImageSets,
+    sampler: ResumableBatchSampler,
+    device: torch.device,
+    worker_init: Callable[[int], None],
+) -> tuple[TrainingLoader, DataLoader | ReadAhead]:
+    """Build the training and the validation loader of this process for `train.py`."""
+    mixing = make_mixing(config.mixup, config.cutmix, len(sets.class_names), config.seed)
+    dataset = AugmentedDataset(sets.train, config.seed)
+    train_loader = TrainingLoader(
+        dataset, sampler, config.workers, config.prefetch, device, worker_init, mixing
+    )
+    validation_loader = evaluation_loader(
+        sets.validation, config.batch_size, config.workers, device, worker_init
+    )
+    return train_loader, validation_loader

@@ -19,24 +19,23 @@ from train_options import Config, parse
 if __name__ == "__main__" and {"-h", "--help"} & set(sys.argv[1:]):
     sys.exit(exit_status(parse))  # without the imports below, which take seconds
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from functools import partial
 
 import torch
-from torch.utils.data import DataLoader
 
 import train_state
+from cache_building import cached_sets
 from common.batch_norm import synchronize_batch_norms
 from common.distributed import barrier, distributed_context, print_once, rank
 from common.leaving import run_script
 from common.metrics import cost
-from common.mixing import make_mixing
 from common.run_folder import CHECKPOINT, lock_run_folder
 from common.sgd import make_sgd
 from common.signals import Interrupted
 from common.stopping import PreemptionGuard
-from data import AugmentedDataset, ImageSets, find_image_sets
+from data import ImageSets, find_image_sets
 from engine import ModelEma, Trainer
 from epoch_log import LOG, EpochLog, print_start, train_record, validation_record
 from evaluate import catch_out_of_memory
@@ -44,10 +43,11 @@ from export_path import refuse_output_of_run
 from exports import export_trained
 from initial_weights import initialize_backbone
 from layout import memory_format
-from loader import ResumableBatchSampler, TrainingLoader, evaluation_loader
+from loader import TrainingLoader, make_loaders
 from preemption import CheckpointHook
 from progress import EpochProgress
 from resnet import build
+from sampler import ResumableBatchSampler
 from schedule import Schedule
 from synergy import SynergyLoss
 from workers import WorkerSignalGuard
@@ -73,6 +73,8 @@ def run(config: Config) -> None:
             config.augmentation,
             config.skip_unreadable,
         )
+        if config.cache:
+            sets = cached_sets(config.cache, config.data, sets, config.workers)
         barrier()  # all processes have chosen the folder before it is created
         with lock_run_folder(config.save) if rank() == 0 else nullcontext():
             barrier()  # the other processes continue once the folder is locked
@@ -133,25 +135,6 @@ def make_trainer(config: Config, names: list[str], device: torch.device, resumed
     return trainer
 
 
-def make_loaders(
-    config: Config,
-    sets: ImageSets,
-    sampler: ResumableBatchSampler,
-    device: torch.device,
-    workers: WorkerSignalGuard,
-) -> tuple[TrainingLoader, DataLoader]:
-    """Build the training and the validation loader of this process."""
-    mixing = make_mixing(config.mixup, config.cutmix, len(sets.class_names), config.seed)
-    dataset = AugmentedDataset(sets.train, config.seed)
-    train_loader = TrainingLoader(
-        dataset, sampler, config.workers, config.prefetch, device, workers, mixing
-    )
-    validation_loader = evaluation_loader(
-        sets.validation, config.batch_size, config.workers, device, workers
-    )
-    return train_loader, validation_loader
-
-
 def train_epochs(
     config: Config,
     trainer: Trainer,
@@ -194,7 +177,7 @@ def log_epoch(log: EpochLog, config: Config, trainer: Trainer, record: dict) -> 
 def train_epoch(
     config: Config,
     trainer: Trainer,
-    loaders: tuple[TrainingLoader, DataLoader],
+    loaders: tuple[TrainingLoader, Iterable],
     schedule: Schedule,
     hook: CheckpointHook,
 ) -> dict:

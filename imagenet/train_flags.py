@@ -62,13 +62,20 @@ def add_data_flags(group) -> None:
         "otherwise crop)",
     )
     add_skip_unreadable(group, "training images")
+    group.add_argument(
+        "--cache",
+        metavar="DIR",
+        type=Path,
+        help="folder for the decoded and resized images: made if it is not there, at 0.2 MB an "
+        "image of 224 pixels; training then reads them instead of the files, without workers",
+    )
     add_workers(group, most=8)
     group.add_argument(
         "--prefetch",
         metavar="N",
         type=bounded_number(int, 1, 1024),
         default=4,
-        help="batches prefetched per worker",
+        help="batches prefetched per worker, or from the cache",
     )
 
 

@@ -15,8 +15,8 @@ from train_flags import build_parser
 # normalization, as the number of processes does. `epochs` joins them unless the schedule depends
 # on it.
 RESUME_MAY_CHANGE = (
-    *("data", "val_labels", "skip_unreadable", "workers", "prefetch", "device", "compile"),
-    "sync_bn",
+    *("data", "val_labels", "skip_unreadable", "cache", "workers", "prefetch", "device"),
+    *("compile", "sync_bn"),
     *("save", "resume", "checkpoint_minutes", "log_interval", "export"),
     "init",  # a resumed run has its weights
 )
@@ -31,6 +31,7 @@ class Config:
     image_size: int  # pixels
     augmentation: str
     skip_unreadable: bool  # of the training images
+    cache: Path | None  # folder of decoded images
     workers: int  # per process
     prefetch: int  # batches per worker
     arch: str
@@ -144,6 +145,12 @@ def check(config: Config) -> None:
     """Raise `UserError` if a required option is missing or options contradict each other."""
     if config.data is None:
         raise UserError("no data; give the folder that contains train/ and val/")
+    if config.cache and config.augmentation != "crop":
+        raise UserError(
+            f"--cache {config.cache}: --augmentation resized-crop crops an image at random before "
+            "it resizes it, so there is nothing to keep; use --augmentation crop, or leave out "
+            "--cache"
+        )
     if config.lr_schedule == "cosine" and config.warmup_epochs >= config.epochs:
         raise UserError(
             f"--warmup-epochs {config.warmup_epochs:g} with --epochs {config.epochs}: no epochs "

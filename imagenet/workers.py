@@ -1,12 +1,13 @@
 """DataLoader workers: their signals, their shared memory, and their failures in one line."""
 
+import contextlib
 import errno
 import multiprocessing
 import os
 import re
 import shutil
 import signal
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -72,6 +73,22 @@ def collate(samples: Sequence[tuple[Tensor, int]]) -> list[Tensor]:
         for tensor in batch:
             tensor.share_memory_()
     return batch
+
+
+@contextlib.contextmanager
+def worker_errors() -> Iterator[None]:
+    """Raise one line, as `UserError`, for an error of a worker in the block, or of its death."""
+    try:
+        yield
+    except UserError as error:
+        # DataLoader puts the worker's traceback before the message. The traceback of this process
+        # is dropped because it forms a reference cycle that would keep the workers alive.
+        reason = str(error).rsplit("UserError: ", 1)[-1]
+        raise UserError(reason) from error.with_traceback(None)
+    except RuntimeError as error:
+        if reason := worker_failure(error):
+            raise UserError(reason) from error.with_traceback(None)
+        raise
 
 
 def worker_failure(error: BaseException | None) -> str | None:

@@ -16,6 +16,7 @@ from training import TinyNetwork, command_line, run_train, write_data
 # Flags whose effect other tests see in the files and the output of whole runs.
 TRAINING_OBSERVED_IN_RUNS = {
     "data", "epochs", "resume", "save", "export", "init", "skip_unreadable", "sync_bn",
+    "cache",
 }  # fmt: skip
 EVALUATION_OBSERVED_IN_RUNS = {
     "data", "val_labels", "model_path", "pretrained", "torchvision_weights", "download_only",

@@ -8,11 +8,11 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from .command_line import UserError
-from .owner_file import create_owner_file
+from .owner_file import FolderLocked, create_owner_file
 
 CHECKPOINT = "checkpoint.pt"
 LOCK = "lock"
-OWNER = "lock.owner"  # on file systems without record locks
+OWNER = f"{LOCK}.owner"  # on file systems without record locks
 RUN_FILES = (CHECKPOINT, LOCK, OWNER, "log.txt", "log.jsonl")
 NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP)
 
@@ -46,44 +46,58 @@ def lock_run_folder(folder: Path) -> Iterator[None]:
         yield
 
 
-def open_lock(folder: Path) -> contextlib.AbstractContextManager:
-    """Open and lock the lock file; see `lock_run_folder`."""
+def open_lock(
+    folder: Path, flag: str = "--save", name: str = LOCK
+) -> contextlib.AbstractContextManager:
+    """Create `folder` if necessary, open its lock file `name` and lock it.
+
+    Args:
+        folder: to lock.
+        flag: with which the folder is given, for messages.
+        name: of the file.
+
+    Raises:
+        FolderLocked: another process has locked the folder.
+        UserError: the folder can't be written.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = open(folder / LOCK, "a")  # noqa: SIM115
+        lock = open(folder / name, "a")  # noqa: SIM115
     except OSError as error:
-        raise UserError(f"--save {folder}: can't be written ({error.strerror})") from error
+        raise UserError(f"{flag} {folder}: can't be written ({error.strerror})") from error
     try:
         # A record lock, because child processes do not inherit it: a data-loading worker that
         # outlives a killed run for a few seconds must not keep the run from being resumed.
         fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        is_current = os.path.samestat(os.fstat(lock.fileno()), os.stat(folder / LOCK))
+        is_current = os.path.samestat(os.fstat(lock.fileno()), os.stat(folder / name))
     except FileNotFoundError:
         is_current = False
     except OSError as error:
         lock.close()
         if error.errno in NO_LOCKS:
-            return open_owner_file(folder, error)
+            return open_owner_file(folder, flag, f"{name}.owner", error)
         if error.errno not in (errno.EACCES, errno.EAGAIN):
-            raise UserError(f"--save {folder}: can't be locked ({error.strerror})") from error
-        raise UserError(
-            f"--save {folder}: another run is writing there; wait for it or choose another folder"
+            raise UserError(f"{flag} {folder}: can't be locked ({error.strerror})") from error
+        raise FolderLocked(
+            f"{flag} {folder}: another run is writing there; wait for it or choose another folder"
         ) from error
     if is_current:
         return lock
     lock.close()  # a run that failed has removed it after it was opened here
-    return open_lock(folder)
+    return open_lock(folder, flag, name)
 
 
-def open_owner_file(folder: Path, reason: OSError) -> contextlib.AbstractContextManager:
+def open_owner_file(
+    folder: Path, flag: str, name: str, reason: OSError
+) -> contextlib.AbstractContextManager:
     """Lock the folder with a file of its own, because its file system has no record locks."""
     try:
-        lock = create_owner_file(folder / OWNER)
+        lock = create_owner_file(folder / name, flag)
     except OSError as error:
-        raise UserError(f"--save {folder}: can't be written ({error.strerror})") from error
+        raise UserError(f"{flag} {folder}: can't be written ({error.strerror})") from error
     print(
-        f"warning: --save {folder}: its file system has no record locks ({reason.strerror}); the "
-        f"file {OWNER} locks it instead",
+        f"warning: {flag} {folder}: its file system has no record locks ({reason.strerror}); the "
+        f"file {name} locks it instead",
         flush=True,
     )
     return lock

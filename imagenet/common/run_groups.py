@@ -13,7 +13,7 @@ METHODS = ("baseline", "ds", "dks")  # in the order of the table
 # the number of processes does.
 NO_EFFECT = {
     *("data", "dataroot", "val_labels", "nthread", "workers", "prefetch", "device", "compile"),
-    *("skip_unreadable", "sync_bn"),
+    *("skip_unreadable", "sync_bn", "cache"),
     *("ngpu", "gpu_id", "save", "resume", "checkpoint_minutes", "log_interval", "test_every"),
     *("evaluate", "predict", "json", "export", "epochs", "seed", "random_scheme"),
 }

@@ -5,7 +5,9 @@ Every function also works in a single process without a process group.
 
 import contextlib
 import os
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
@@ -13,6 +15,10 @@ from torch import Tensor, nn
 
 from .command_line import UserError, one_line, plural
 from .process_group import process_group
+from .signals import check_signals
+
+POLL_S = 0.05
+NO_TIMEOUT = timedelta(days=365)
 
 
 @contextlib.contextmanager
@@ -133,6 +139,25 @@ def barrier() -> None:
     """Wait until all processes have reached this call."""
     if dist.is_initialized():
         dist.barrier()
+
+
+def once_per_machine(work: Callable[[], None]) -> None:
+    """Call `work` in the first process of each machine. All processes wait until it is done.
+
+    It may take days, after which other collectives would have failed.
+
+    Raises:
+        RuntimeError: a process is gone, such as one whose `work` has failed.
+    """
+    group = dist.new_group(backend="gloo", timeout=NO_TIMEOUT) if dist.is_initialized() else None
+    if local_rank() == 0:
+        work()
+    if group:
+        arrival = dist.barrier(group, async_op=True)
+        while not arrival.is_completed():  # signals would not interrupt `wait`
+            check_signals()
+            time.sleep(POLL_S)
+        arrival.wait()
 
 
 def print_once(text: str) -> None:

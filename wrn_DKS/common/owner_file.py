@@ -9,13 +9,18 @@ from pathlib import Path
 from .command_line import UserError
 
 
-def create_owner_file(path: Path) -> contextlib.ExitStack:
+class FolderLocked(UserError):
+    """Another process has locked a folder."""
+
+
+def create_owner_file(path: Path, flag: str) -> contextlib.ExitStack:
     """Create the file `path`, which names this process; return a context that removes it.
 
-    A file whose process ran on this machine and has ended is replaced.
+    A file whose process ran on this machine and has ended is replaced. `flag` is that of the
+    folder, for messages.
 
     Raises:
-        UserError: another process owns the file, or may own it.
+        FolderLocked: another process owns the file, or may own it.
         OSError: the file can't be written.
     """
     own = process_name(os.getpid())
@@ -24,8 +29,8 @@ def create_owner_file(path: Path) -> contextlib.ExitStack:
             file.write(own)
     except FileExistsError:
         with contextlib.suppress(FileNotFoundError):  # its process has just ended
-            remove_if_stale(path)
-        return create_owner_file(path)
+            remove_if_stale(path, flag)
+        return create_owner_file(path, flag)
     lock = contextlib.ExitStack()
     lock.callback(remove_own, path, own)
     return lock
@@ -49,19 +54,19 @@ def process_name(pid: int) -> str:
     return "" if state == "Z" else f"{socket.gethostname()} {pid} {start}"
 
 
-def remove_if_stale(path: Path) -> None:
+def remove_if_stale(path: Path, flag: str) -> None:
     """Remove the file if its process ran on this machine and has ended, otherwise raise."""
     owner = path.read_text()
     match = re.fullmatch(r"(\S+) ([1-9]\d{0,8}) (\S+)", owner)
     host, pid = match.groups()[:2] if match else ("an unknown machine", "?")
     if host != socket.gethostname():
-        raise UserError(
-            f"--save {path.parent}: another run is writing there, process {pid} on {host}; wait "
+        raise FolderLocked(
+            f"{flag} {path.parent}: another run is writing there, process {pid} on {host}; wait "
             f"for it or choose another folder; if it has ended, remove {path}"
         )
     if process_name(int(pid)) == owner:
-        raise UserError(
-            f"--save {path.parent}: another run is writing there, process {pid} on this machine; "
+        raise FolderLocked(
+            f"{flag} {path.parent}: another run is writing there, process {pid} on this machine; "
             "wait for it or choose another folder"
         )
     # Renamed first: if another process has replaced the file in the meantime, it is put back.

@@ -1,0 +1,208 @@
+"""The image cache of `train.py --cache DIR`: its files, and what it is bound to.
+
+A cache holds what is the same in every epoch: training images decoded and resized to squares,
+validation images decoded, resized and cropped. Files of DIR:
+    images.bin: the pixels, uint8. N squares (side, side, 3), then M crops (S, S, 3). It has this
+        name only once it is complete; before, it is `images.bin.partial`.
+    files.txt: a line `size time name` for each image file, in the order of images.bin; the time of
+        the last change is in nanoseconds.
+    cache.json: what the images were made from and with, and how many of them are written.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import warnings
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from itertools import zip_longest
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from common.command_line import UserError
+from common.files import write_atomically
+from data import ImageSets
+
+FORMAT = 1
+RESIZE = "bicubic: tensors for training, PIL for validation"
+PIXELS, PARTIAL = "images.bin", "images.bin.partial"
+FILES, STATE = "files.txt", "cache.json"
+THREADS = 16  # that ask for sizes and times; a network file system takes long for each
+
+
+@dataclass(frozen=True)
+class CacheState:
+    """The content of cache.json."""
+
+    files: str  # SHA-256 of files.txt
+    train: int  # number of training images
+    validation: int  # number of validation images
+    image_size: int  # S
+    side: int  # of the squares
+    written: int = 0  # images so far, those of training first
+    unreadable: tuple[int, ...] = ()  # indices of training images; blank in images.bin
+    format: int = FORMAT
+    resize: str = field(default=RESIZE)
+
+    @property
+    def count(self) -> int:
+        return self.train + self.validation
+
+    def offset(self, index: int) -> int:
+        """Return the position in images.bin, in bytes, at which image `index` starts."""
+        train = min(index, self.train)
+        return 3 * (train * self.side**2 + (index - train) * self.image_size**2)
+
+    def source(self) -> dict:
+        """Return what two caches of the same pixels have in common."""
+        progress = ("written", "unreadable")
+        return {key: value for key, value in asdict(self).items() if key not in progress}
+
+    def write(self, folder: Path) -> None:
+        values = asdict(self)
+        text = json.dumps(values | {"checksum": checksum(values)}, indent=1)
+        write_atomically(folder / STATE, lambda file: file.write(text.encode()))
+
+
+def checksum(values: dict) -> str:
+    text = json.dumps(values, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def read_state(folder: Path) -> CacheState | None:
+    """Return the state of the cache in `folder`; None if it is missing or damaged."""
+    try:
+        values = json.loads((folder / STATE).read_text())
+        if values.pop("checksum") != checksum(values):
+            return None
+        return CacheState(**values | {"unreadable": tuple(values["unreadable"])})
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def describe_files(data: Path, sets: ImageSets) -> list[str]:
+    """Return the lines of files.txt for the images of `data`."""
+    paths = [os.fspath(path) for files in (sets.train, sets.validation) for path in files.paths]
+    start = len(os.path.join(data, ""))
+
+    def describe(chunk: list[str]) -> list[str]:
+        return [describe_file(path, start) for path in chunk]
+
+    chunks = (paths[first : first + 1000] for first in range(0, len(paths), 1000))
+    with ThreadPoolExecutor(THREADS) as pool:
+        return [line for lines in pool.map(describe, chunks) for line in lines]
+
+
+def describe_file(path: str, start: int) -> str:
+    """Return the line of a file, whose name is `path` from the character `start` on."""
+    try:
+        status = os.stat(path)
+    except OSError:  # reading it fails too
+        return f"? ? {path[start:]!r}"
+    return f"{status.st_size} {status.st_mtime_ns} {path[start:]!r}"
+
+
+def expected_state(lines: Iterable[str], sets: ImageSets) -> CacheState:
+    """Return the state, before anything is written, of a cache of these images.
+
+    Args:
+        lines: of files.txt.
+        sets: the images, not from a cache.
+    """
+    return CacheState(
+        hashlib.sha256("\n".join(lines).encode("utf-8", "surrogateescape")).hexdigest(),
+        len(sets.train),
+        len(sets.validation),
+        sets.train.transform.image_size,
+        sets.train.transform.side,
+    )
+
+
+def check(folder: Path, expected: CacheState, lines: list[str]) -> None:
+    """Raise `UserError` unless the cache in `folder` is complete, undamaged and of these images.
+
+    Args:
+        folder: contains images.bin.
+        expected: state before anything is written.
+        lines: of files.txt.
+    """
+    remedy = f"delete {folder}, and the same command makes it anew, or choose another folder"
+    state = read_state(folder)
+    if state is None:
+        raise UserError(f"--cache {folder}: {STATE} is missing or damaged; {remedy}")
+    size = (folder / PIXELS).stat().st_size
+    if (state.format, state.resize) != (FORMAT, RESIZE):
+        problem = "made by another version of this program"
+    elif (state.written, size) != (state.count, state.offset(state.count)):
+        problem = f"damaged: {PIXELS} has {size:,} bytes, not {state.offset(state.count):,}"
+    elif state.image_size != expected.image_size:
+        problem = f"made for --image-size {state.image_size}, not {expected.image_size}"
+    elif state.source() != expected.source():
+        problem = f"out of date: {describe_change(folder, lines)}"
+    else:
+        return
+    raise UserError(f"--cache {folder}: {problem}; {remedy}")
+
+
+def describe_change(folder: Path, lines: list[str]) -> str:
+    """Return the first difference between the image files and those that a cache was made from."""
+    try:
+        text = (folder / FILES).read_bytes().decode("utf-8", "surrogateescape")
+    except OSError:
+        text = ""
+    for old, new in zip_longest(text.split("\n"), lines, fillvalue="? ? nothing"):
+        if old != new:
+            (*_, was), (*_, name) = old.split(" ", 2), new.split(" ", 2)
+            if was == name:
+                return f"{name} has changed since it was made"
+            return f"it has {was} where there is {name} now"
+    return f"made from other files, and {FILES} is damaged"
+
+
+def require_space(folder: Path, expected: CacheState) -> None:
+    """Print the size of the cache. Raise `UserError` if the disk is too small for it."""
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    disk = os.statvfs(existing)
+    free = disk.f_bavail * disk.f_frsize
+    with contextlib.suppress(OSError):
+        free += (folder / PARTIAL).stat().st_blocks * 512  # written by a build that was interrupted
+    size = expected.offset(expected.count)
+    print(
+        f"--cache {folder}: {expected.count:,} images take {describe_size(size)}, and "
+        f"{describe_size(free)} are free",
+        flush=True,
+    )
+    if size > free:
+        raise UserError(
+            f"--cache {folder}: {expected.count:,} images take {describe_size(size)}, but only "
+            f"{describe_size(free)} are free there; choose a folder on a larger disk, or train "
+            "without --cache"
+        )
+
+
+def describe_size(count: int) -> str:
+    """Return a number of bytes as text, such as `252.1 GB`."""
+    return f"{count / 1e9:,.1f} GB" if count >= 1e8 else f"{count / 1e6:,.1f} MB"
+
+
+def open_pixels(folder: Path) -> tuple[CacheState, Tensor]:
+    """Map a complete cache into memory.
+
+    Returns:
+        Its state, and images.bin as one row of bytes, which must not be written.
+    """
+    state = read_state(folder)
+    try:
+        pixels = np.memmap(folder / PIXELS, np.uint8, "r")
+    except (OSError, ValueError) as error:
+        raise UserError(f"--cache {folder}: can't be read ({error})") from error
+    if state is None or len(pixels) != state.offset(state.count):
+        raise UserError(f"--cache {folder}: damaged; delete it or choose another folder")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PyTorch warns of memory that can't be written
+        return state, torch.from_numpy(pixels)
