@@ -33,25 +33,31 @@ class Row:
 
 
 def compare(
-    ours: Work, released: Work, rounds: int, device: torch.device
+    ours: Work,
+    released: Work,
+    rounds: int,
+    device: torch.device,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> tuple[list[float], list[float]]:
     """Return the seconds of each side per round, after a warm-up; sides take turns going first."""
     seconds: dict[Work, list[float]] = {ours: [], released: []}
     ours(), released()
     for index in range(rounds):
         for side in (released, ours) if index % 2 else (ours, released):
-            seconds[side].append(timed(side, device))
+            seconds[side].append(timed(side, device, clock))
     return seconds[ours], seconds[released]
 
 
-def timed(work: Work, device: torch.device) -> float:
+def timed(
+    work: Work, device: torch.device, clock: Callable[[], float] = time.perf_counter
+) -> float:
     """Return the seconds that one call takes, including the work it starts on the device."""
     wait = partial(torch.cuda.synchronize, device) if device.type == "cuda" else lambda: None
     wait()
-    start = time.perf_counter()
+    start = clock()
     work()
     wait()
-    return time.perf_counter() - start
+    return clock() - start
 
 
 def show(rows: Iterable[Row], device: torch.device, json_file: Path | None) -> None:

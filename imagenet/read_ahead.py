@@ -32,7 +32,7 @@ class ReadAhead:
         self._size = image_size
         self._depth = depth
         self._pinned = pinned
-        self._buffers: deque[Tensor] = deque(maxlen=depth + 2)
+        self._buffers: deque[Tensor] = deque(maxlen=depth + 1)
 
     def __len__(self) -> int:
         return len(self._keys)

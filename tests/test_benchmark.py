@@ -302,3 +302,31 @@ def test_shares_on_a_gpu_count_each_kernel_once(cifar_benchmark):
     shares = cifar_benchmark.profiling.shares_by_kind(events, on_gpu=True)
     expected = {"convolutions": 0.7, "normalization": 0.1, "optimizer": 0.15, "other": 0.05}
     assert shares == pytest.approx(expected)
+
+
+def test_input_pipelines(imagenet_benchmark, tmp_path, monkeypatch):
+    """Both sides give the same number of batches of the same shape, without and from a cache."""
+    (tmp_path / "val" / "a").mkdir(parents=True)
+    Image.effect_noise((50, 40), 90).convert("RGB").save(tmp_path / "val" / "a" / "1.jpg")
+    benchmark, shapes = imagenet_benchmark.imagenet_pipeline, []
+
+    def compare(ours, released, rounds, device, clock):
+        for side in (ours, released):
+            shapes.append([tuple(images.shape) for images, _ in side.args[0]()])
+        return [2.0], [8.0]
+
+    monkeypatch.setattr(benchmark, "IMAGES", 5)
+    monkeypatch.setattr(benchmark, "BATCH_SIZE", 4)
+    monkeypatch.setattr(benchmark, "CACHE_BYTES", 5 * 3 * 40 * 40 * 3)
+    monkeypatch.setattr(benchmark, "COPIED_BYTES", 1000)
+    monkeypatch.setattr(benchmark, "compare", compare)
+    setup = imagenet_benchmark.runner.BenchmarkSetup(CPU, 1, tmp_path)
+    rows = list(benchmark.rows_of_size(setup, 40, 0))
+    assert [row.what for row in rows] == [
+        "training, 40×40, one core",
+        "training from the cache, 40×40, one core",
+        "evaluation, 40×40, one core",
+    ]
+    assert shapes == [[(4, 3, 40, 40), (1, 3, 40, 40)]] * 6
+    assert rows[0].remarks == "2 images/s, reference 1" and rows[0].ratios == [4.0]
+    assert rows[1].ratios == [12.0] and "% of a memory copy's" in rows[1].remarks
