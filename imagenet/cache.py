@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from common.command_line import UserError
+from common.command_line import UserError, one_line
 from common.files import write_atomically
 from data import ImageSets
 
@@ -188,6 +188,14 @@ def require_space(folder: Path, expected: CacheState) -> None:
 def describe_size(count: int) -> str:
     """Return a number of bytes as text, such as `252.1 GB`."""
     return f"{count / 1e9:,.1f} GB" if count >= 1e8 else f"{count / 1e6:,.1f} MB"
+
+
+def write_error(folder: Path, error: OSError) -> UserError:
+    reason = error.strerror or one_line(error, 150)
+    return UserError(
+        f"--cache {folder}: can't be written ({reason}); free some space or choose another "
+        "folder; the same command continues"
+    )
 
 
 def open_pixels(folder: Path) -> tuple[CacheState, Tensor]:

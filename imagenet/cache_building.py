@@ -19,9 +19,10 @@ from cache import (
     expected_state,
     read_state,
     require_space,
+    write_error,
 )
 from cached import read_from_cache
-from common.command_line import UserError, one_line
+from common.command_line import UserError
 from common.distributed import once_per_machine, print_once, rank
 from common.files import sync_folder, write_atomically
 from common.owner_file import FolderLocked
@@ -91,14 +92,17 @@ def build(
     folder: Path, sets: ImageSets, expected: CacheState, lines: Sequence[str], processes: int
 ) -> None:
     """Make the cache, or the rest of one whose making was interrupted."""
-    state = read_state(folder)
-    if state is None or state.source() != expected.source() or not (folder / PARTIAL).exists():
-        if (folder / PARTIAL).exists():
-            print(f"--cache {folder}: begun with other images or options; begun again", flush=True)
-        state = expected
+    state = read_state(folder) if (folder / PARTIAL).exists() else None
+    if state and state.source() != expected.source():
+        print(f"--cache {folder}: begun with other images or options; begun again", flush=True)
+        state = None
     try:
-        if not state.written:
+        if state is None:
+            state = expected
             write_atomically(folder / FILES, lambda file: file.write("\n".join(lines).encode()))
+            state.write(folder)
+        elif state.written:
+            print(f"--cache {folder}: continued after {state.written:,} images", flush=True)
         # Not truncated: what has been written stays.
         with open(os.open(folder / PARTIAL, os.O_RDWR | os.O_CREAT, 0o666), "rb+") as file:
             file.truncate(expected.offset(expected.count))
@@ -209,11 +213,3 @@ class BuildProgress:
         with open(self._folder / PARTIAL, "rb+") as file:
             os.fsync(file.fileno())
         self._state.write(self._folder)
-
-
-def write_error(folder: Path, error: OSError) -> UserError:
-    reason = error.strerror or one_line(error, 150)
-    return UserError(
-        f"--cache {folder}: can't be written ({reason}); free some space or choose another "
-        "folder; the same command continues"
-    )

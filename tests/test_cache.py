@@ -164,7 +164,7 @@ def written_chunks(imagenet, patch):
     return written
 
 
-def test_a_killed_build_is_continued(imagenet, data, tmp_path, monkeypatch):
+def test_a_killed_build_is_continued(imagenet, data, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(imagenet.cache_building, "CHUNK", 4)
     monkeypatch.setattr(imagenet.cache_building, "SAVE_S", 0)
     child = os.fork()
@@ -179,7 +179,7 @@ def test_a_killed_build_is_continued(imagenet, data, tmp_path, monkeypatch):
     assert "images.bin.partial" in names and "images.bin" not in names
     written = written_chunks(imagenet, monkeypatch)
     sets = cached(imagenet, tmp_path / "cache", data)
-    assert written == [12, 16]
+    assert written == [12, 16] and "continued after 12 images" in capsys.readouterr().out
     expected = training_batches(imagenet, image_sets(imagenet, data).train)
     assert_equal_batches(training_batches(imagenet, sets.train), expected)
     assert not (tmp_path / "cache" / "images.bin.partial").exists()
