@@ -1,13 +1,16 @@
 """Image files whose decoded and resized pixels are in a cache, and batches of them."""
 
-from collections.abc import Iterable, Sequence
+import contextlib
+import os
+import resource
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from augmentation import RandomCrop
-from cache import open_pixels
+from cache import PIXELS, open_pixels
 from common.command_line import UserError
 from data import UNREADABLE, ImageFiles, ImageSets
 from read_ahead import ReadAhead
@@ -20,12 +23,16 @@ class CachedFiles(ImageFiles):
 
     Args:
         files: the image files.
-        pixels: (N, H, W, 3) uint8, their transformed images.
+        source: images.bin.
+        pixels: (N, H, W, 3) uint8, their transformed images, in memory that is mapped to it.
         unreadable: indices of the files that could not be read when the cache was made.
     """
 
-    def __init__(self, files: ImageFiles, pixels: Tensor, unreadable: Sequence[int] = ()):
+    def __init__(
+        self, files: ImageFiles, source: Path, pixels: Tensor, unreadable: Sequence[int] = ()
+    ):
         super().__init__(files.paths, files.labels, files.transform, files.skip_unreadable)
+        self.source = source
         self.pixels = pixels
         self.batch_labels = torch.as_tensor(files.labels).clone()
         self.batch_labels[list(unreadable)] = UNREADABLE
@@ -43,6 +50,46 @@ class CachedFiles(ImageFiles):
         return self.batch_labels[part]
 
 
+class ReadAdvice:
+    """Asks the system for all images of a batch at once, if they are not in memory.
+
+    Otherwise it reads a part of one image at a time, when its memory is touched: with memory for a
+    half of the file, 190 images per second instead of 3,500. If the file is in memory, asking takes
+    a sixth of the time of reading; so each epoch starts without it.
+
+    Args:
+        path: of images.bin.
+        image_bytes: size of a square.
+    """
+
+    def __init__(self, path: Path, image_bytes: int):
+        self._file = open(path, "rb")  # noqa: SIM115
+        self._image_bytes = image_bytes
+        self._epoch = -1
+        self._needed = False
+
+    @contextlib.contextmanager
+    def reading(self, keys: Sequence[tuple[int, int]]) -> Iterator[None]:
+        """Ask for the images of these keys (epoch, index), if necessary; the block reads them."""
+        if keys[0][0] != self._epoch:
+            self._epoch, self._needed = keys[0][0], False
+        if self._needed:
+            for _, index in keys:
+                start = index * self._image_bytes
+                os.posix_fadvise(
+                    self._file.fileno(), start, self._image_bytes, os.POSIX_FADV_WILLNEED
+                )
+        before = disk_reads()
+        yield
+        if disk_reads() - before > len(keys) / 8 and hasattr(os, "posix_fadvise"):  # not on macOS
+            self._needed = True
+
+
+def disk_reads() -> int:
+    """Return how often this process has waited for the disk when it touched memory."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_majflt
+
+
 class CachedCrops:
     """Random crops of cached squares: those of `AugmentedDataset`, a batch at a time.
 
@@ -56,6 +103,7 @@ class CachedCrops:
         self._random_part = random_part
         self._size = files.transform.image_size
         self._side = files.pixels.shape[1]
+        self._advice = ReadAdvice(files.source, files.pixels[0].numel())
         # Every row of every crop is a window of the bytes. They overlap, which costs no memory.
         flat, width = files.pixels.view(-1), 3 * self._size
         self._windows = flat.as_strided((len(flat) - width + 1, width), (1, 1))
@@ -72,7 +120,8 @@ class CachedCrops:
         first_row = 3 * ((indices * self._side + top) * self._side + left)
         rows = first_row[:, None] + 3 * self._side * torch.arange(self._size)
         crops = images.view(-1, 3 * self._size)
-        torch.index_select(self._windows, 0, rows.flatten(), out=crops)
+        with self._advice.reading(keys):
+            torch.index_select(self._windows, 0, rows.flatten(), out=crops)
         for part in flip.nonzero()[:, 0].split(max(1, FLIPPED_BYTES // images[0].numel())):
             # NumPy copies whole images; PyTorch's index_copy_ copies byte by byte.
             images.numpy()[part.numpy()] = images.index_select(0, part).flip(2).numpy()
@@ -96,6 +145,6 @@ def read_from_cache(folder: Path, sets: ImageSets) -> ImageSets:
     squares = pixels[:end].view(-1, state.side, state.side, 3)
     crops = pixels[end:].view(-1, state.image_size, state.image_size, 3)
     return sets._replace(
-        train=CachedFiles(sets.train, squares, state.unreadable),
-        validation=CachedFiles(sets.validation, crops),
+        train=CachedFiles(sets.train, folder / PIXELS, squares, state.unreadable),
+        validation=CachedFiles(sets.validation, folder / PIXELS, crops),
     )

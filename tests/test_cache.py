@@ -100,6 +100,26 @@ def test_batches_of_each_process_are_those_without_a_cache(
     assert_equal_batches(actual, expected)
 
 
+def test_images_that_are_not_in_memory_are_asked_for_together(
+    imagenet, data, tmp_path, monkeypatch
+):
+    """From the batch on that follows one with many reads of the disk, until the epoch ends."""
+    expected = training_batches(imagenet, image_sets(imagenet, data).train)
+    sets = cached(imagenet, tmp_path / "cache", data)
+    reads, asked = iter([0, 0, 10, 14, 14, 14, 14, 14] + [14] * 8), []
+    monkeypatch.setattr(imagenet.cached, "disk_reads", lambda: next(reads))
+    monkeypatch.setattr(
+        os, "posix_fadvise", lambda file, start, length, advice: asked.append((start, length))
+    )
+    assert_equal_batches(training_batches(imagenet, sets.train), expected)
+    sampler = imagenet.sampler.ResumableBatchSampler(15, 4, 0)
+    sampler.start_at(1, 2)
+    size = 41 * 41 * 3
+    assert asked == [(size * index, size) for batch in sampler for _, index in batch]
+    training_batches(imagenet, sets.train, epoch=2)
+    assert len(asked) == 7
+
+
 def test_a_run_may_change_to_the_cache_and_back(train, data, tmp_path, capsys):
     """It ends with the weights of a run without one, though an image cannot be read."""
     (data / "train" / "eel" / "eel_2.png").write_bytes(b"")
