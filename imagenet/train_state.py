@@ -11,7 +11,7 @@ Keys of `checkpoint.pt` (`KEYS` below):
     images: number of training images.
     processes: number of processes of the run that saved it.
     options: of the command line.
-    decoding: `DECODING` of the run; older checkpoints do not have it, which means 1.
+    decoding: `DECODING` of the run; 1 in older checkpoints.
 
 The learning rate is a function of the step. No random state is saved: order and augmentation are
 functions of (seed, epoch, image), and nothing else is random once the network is initialized.
@@ -35,8 +35,7 @@ from synergy import Losses
 from train_options import Config
 
 FORMAT = 1
-# 1: PIL alone, with a random generator for each image; 2: `decoding.py` and `augmentation.py`.
-DECODING = 2
+DECODING = 2  # of training images; 1: PIL alone, and a random generator for each image
 KEYS = {
     "format": int,
     "arch": str,
@@ -149,7 +148,7 @@ def resume(
     if content["decoding"] != DECODING:
         print_once(
             "note: saved by an older version, which decoded, resized and cropped training images "
-            "differently; from here on they are those of this version"
+            "differently; from here on they are this version's"
         )
 
 

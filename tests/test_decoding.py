@@ -54,6 +54,7 @@ def test_jpegs_are_decoded_by_torchvision(imagenet, tmp_path, monkeypatch):
     assert imagenet.decoding.read_pixels(tmp_path / "a.jpg").shape == (3, 47, 61)
 
 
+@pytest.mark.filterwarnings("ignore:Palette images")
 def test_other_formats_are_read_by_pil(imagenet, tmp_path):
     gray = np.arange(256, dtype=np.uint16).reshape(16, 16) * 257
     Image.fromarray(gray).save(tmp_path / "gray.png")
