@@ -8,8 +8,7 @@ Keys of `checkpoint.pt` (`KEYS` below):
     step, epoch: numbers of finished steps and epochs.
     sums: of losses, correct predictions and unreadable images in the current epoch, over all
         processes. Older checkpoints have no number of unreadable images, which is then 0.
-    images: number of training images.
-    processes: number of processes of the run that saved it.
+    images, processes: numbers of training images, and of processes of the run that saved it.
     options: of the command line.
     decoding: `DECODING` of the run; 1 in older checkpoints.
 
@@ -147,8 +146,7 @@ def resume(
         )
     if content["decoding"] != DECODING:
         print_once(
-            "note: saved by an older version, which decoded, resized and cropped training images "
-            "differently; from here on they are this version's"
+            "note: saved by an older version, which decoded and cropped training images differently"
         )
 
 
