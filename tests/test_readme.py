@@ -268,6 +268,10 @@ def place(tmp_path, monkeypatch, imagenet, cifar_benchmark, imagenet_benchmark):
         monkeypatch.setattr(runner, "BenchmarkSetup", partial(runner.BenchmarkSetup, workers=0))
     evaluation = partial(imagenet_benchmark.imagenet_parts.evaluation, arch="resnet18")
     monkeypatch.setitem(imagenet_benchmark.imagenet.ROWS, "evaluation", evaluation)
+    pipeline = imagenet_benchmark.imagenet_pipeline
+    for name, value in (("IMAGES", 4), ("CACHE_BYTES", 2**20), ("COPIED_BYTES", 2**10)):
+        monkeypatch.setattr(pipeline, name, value)
+    monkeypatch.setattr(pipeline.os, "cpu_count", lambda: 0)  # no processes
     monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path / "hub"))
     monkeypatch.chdir(tmp_path)
     return tmp_path
