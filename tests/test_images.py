@@ -96,7 +96,7 @@ def test_the_fourth_failed_read_is_an_error(wrn, tmp_path, monkeypatch):
     assert reads.reads == 4
 
 
-@pytest.mark.parametrize("number", [errno.ENOENT, errno.EACCES])
+@pytest.mark.parametrize("number", [errno.ENOENT, errno.EACCES, errno.ELOOP])
 def test_a_lasting_error_is_reported_at_once(wrn, tmp_path, monkeypatch, number):
     reads = FailingReads(wrn.images, monkeypatch, number, failures=1)
     with pytest.raises(wrn.command_line.UserError, match="x.png"):

@@ -9,6 +9,7 @@ from collections import Counter
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -271,7 +272,7 @@ def place(tmp_path, monkeypatch, imagenet, cifar_benchmark, imagenet_benchmark):
     pipeline = imagenet_benchmark.imagenet_pipeline
     for name, value in (("IMAGES", 4), ("CACHE_BYTES", 2**20), ("COPIED_BYTES", 2**10)):
         monkeypatch.setattr(pipeline, name, value)
-    monkeypatch.setattr(pipeline.os, "cpu_count", lambda: 0)  # no processes
+    monkeypatch.setattr(pipeline, "os", SimpleNamespace(cpu_count=lambda: 0))  # no processes
     monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path / "hub"))
     monkeypatch.chdir(tmp_path)
     return tmp_path

@@ -1,6 +1,7 @@
 """Image files: which ones a folder contains, and how they are decoded."""
 
 import contextlib
+import errno
 import io
 import os
 import sys
@@ -85,6 +86,8 @@ def read_file(path: Path) -> bytes:
         except (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError):
             raise
         except OSError as error:
+            if error.errno == errno.ELOOP:  # a loop of links
+                raise
             reason = error.strerror or one_line(error, 150)
             print(f"{path}: {reason}; trying again in {pause_s:g} s", file=sys.stderr)
             time.sleep(pause_s)
