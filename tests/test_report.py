@@ -109,8 +109,17 @@ def test_every_option_that_affects_the_result_separates_runs(wrn, imagenet):
     assert logged - no_effect == set(options.RESUME_MUST_MATCH) - {"seed"}
     options = imagenet.train_options
     fields = set(options.Config.__dataclass_fields__) - {"seed", "epochs"}
-    # What a run started from separates it, but a resumed run has its weights already.
-    assert fields - no_effect == fields - (set(options.RESUME_MAY_CHANGE) - {"init"})
+    # A resumed run keeps its initial weights, whatever is given.
+    assert fields - no_effect == fields - set(options.RESUME_MAY_CHANGE) | {"init"}
+
+
+def test_runs_from_other_initial_weights_are_not_averaged(wrn, tmp_path, capsys):
+    """Older logs have no option for them: those runs started at random."""
+    for seed, options in enumerate(({}, {"init": ""}, {"init": "base"}, {"init": "base"})):
+        write_log(tmp_path / str(seed), "dks", seed, 20.0, **options)
+    rows, _ = report_of(wrn, capsys, tmp_path)
+    assert [*rows][2:] == ["dks, no init", "dks, init base"]
+    assert [rows[name][0] for name in [*rows][2:]] == ["2", "2"]
 
 
 def test_labels_say_what_differs_in_the_same_network(wrn, tmp_path, capsys):

@@ -32,7 +32,7 @@ Groups = dict[str, list[Run]]  # by label
 def settings(run: Run) -> Settings:
     """Return as text what runs must have in common to form a group; the method first."""
     unused = UNUSED.get(run.options.get("method"), set())
-    options = NO_REGULARIZATION | run.options
+    options = NO_REGULARIZATION | {"init": ""} | run.options  # what older logs do not have
     values = {k: v for k, v in options.items() if k not in NO_EFFECT | unused}
     depth, width, network = (values.pop(name, None) for name in ("depth", "width", "arch"))
     if depth is not None:
@@ -54,7 +54,7 @@ def describe(name: str, value: object) -> str:
         return f"data {value}"
     if name == "epochs":
         return f"{value} epoch" if value == "1" else f"{value} epochs"
-    if isinstance(value, bool):
+    if isinstance(value, bool) or value == "":
         return name if value else f"no {name}"
     if isinstance(value, list):
         value = ",".join(map(str, value))
