@@ -124,3 +124,11 @@ def test_processes_can_not_share_a_gpu(wrn, monkeypatch):
     with pytest.raises(wrn.command_line.UserError, match="use --device cuda"):
         wrn.distributed.select_device("cuda:0")
     assert wrn.distributed.select_device("cpu") == torch.device("cpu")
+
+
+def test_a_process_that_does_not_start_is_not_waited_for(wrn, monkeypatch):
+    monkeypatch.setattr(wrn.process_group, "START_S", 0.1)
+    store = torch.distributed.HashStore()
+    store.set("token of 1", "of a process that has exited")
+    with pytest.raises(wrn.command_line.UserError, match=r"process 1 .* not started within 0.1 s"):
+        wrn.process_group.fresh_store_prefix(store, 0, 3)

@@ -169,7 +169,9 @@ def test_nccl_is_given_the_device(wrn, monkeypatch, device, expected):
         given.update(options, backend=backend)
         raise Started
 
-    monkeypatch.setattr(distributed.dist, "rendezvous", lambda url: iter([(HashStore(), 1, 2)]))
+    monkeypatch.setattr(
+        distributed.dist, "rendezvous", lambda *_, **__: iter([(HashStore(), 1, 2)])
+    )
     monkeypatch.setattr(distributed.dist, "init_process_group", init_process_group)
     with pytest.raises(Started), distributed.distributed_context("auto"):
         pass

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 POLL_S = 0.005
-# Progress bars, and warnings of torch, of its C++ code (some with a stack) and of DataLoader.
+# Progress bars, and messages of torch, of its C++ code (some with a stack) and of DataLoader.
 HARMLESS = (
-    r"batch/s|^(\[rank\d+\]:)?\[?W\d{4} .*(torch/|\.cpp:)|^frame #\d+: |^Exception raised from |"
+    r"batch/s|^(\[rank\d+\]:)?\[?[WE]\d{4} .*(torch/|\.cpp:)|^frame #\d+: |^Exception raised from |"
     r"^<omitting python frames>|This DataLoader will create|check_worker_number_rationality"
 )
 

@@ -5,13 +5,17 @@ import os
 import time
 import uuid
 from collections.abc import Iterator
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 
+from .command_line import UserError
 from .heartbeat import Heartbeat
 from .host_names import check_host_names
 from .leaving import wait_for_peers
+
+START_S = 90  # torchrun starts all processes at about the same time; imports take some of it
 
 
 @contextlib.contextmanager
@@ -25,12 +29,14 @@ def process_group(device: torch.device) -> Iterator[None]:
         device: of this process.
 
     Raises:
-        UserError: other machines cannot connect to one of the machines.
+        UserError: other machines cannot connect to one of the machines, or a process has not
+            started in time.
     """
     if "WORLD_SIZE" not in os.environ or "RANK" not in os.environ:
         yield
         return
-    store, rank, count = next(dist.rendezvous("env://"))
+    limit = timedelta(seconds=START_S)
+    store, rank, count = next(dist.rendezvous("env://", timeout=limit))
     if "TORCHELASTIC_RUN_ID" in os.environ:
         prefix = fresh_store_prefix(store, rank, count)
     else:
@@ -56,6 +62,9 @@ def fresh_store_prefix(store: dist.Store, own_rank: int, count: int) -> str:
     When torchrun restarts the processes (PyTorch 2.14), it keeps its store and with it the
     addresses of processes that have exited. Process 0 therefore chooses a new prefix. It announces
     the prefix under a random token of each process, which only a running process waits for.
+
+    Raises:
+        UserError: another process has not started within `START_S` seconds; raised by process 0.
     """
     token = uuid.uuid4().hex
     if own_rank != 0:
@@ -63,8 +72,13 @@ def fresh_store_prefix(store: dist.Store, own_rank: int, count: int) -> str:
         prefix = store.get(f"prefix for {token}").decode()  # blocks until it is set
         store.set(f"{prefix} received by {own_rank}", "")
         return prefix
-    prefix, waiting = token, list(range(1, count))
+    prefix, waiting, end = token, list(range(1, count)), time.monotonic() + START_S
     while waiting:
+        if time.monotonic() > end:
+            raise UserError(
+                f"process {waiting[0]} of this run has not started within {START_S} s; check its "
+                "machine and the network, then resume the run"
+            )
         for other in waiting:
             if store.check([f"token of {other}"]):  # may be that of a process that has exited
                 store.set(f"prefix for {store.get(f'token of {other}').decode()}", prefix)
