@@ -24,7 +24,6 @@ from common.command_line import UserError, exit_status
 
 ROWS = {
     "evaluation": parts.evaluation,
-    "reading": parts.reading,
     "pipeline": pipeline,
     "resnet18": parts.training_step,
     "inference": parts.inference,
@@ -41,7 +40,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("data", nargs="?", type=Path, metavar="IMAGENET", help="contains val/")
     options = parser.parse_args(argv)
     options.row = options.row or list(ROWS)
-    needy = [name for name in ("evaluation", "reading", "pipeline") if name in options.row]
+    needy = [name for name in ("evaluation", "pipeline") if name in options.row]
     if options.data is None and needy:
         raise UserError(f"--row {needy[0]} needs IMAGENET, a folder that contains val/")
     return options

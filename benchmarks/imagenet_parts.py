@@ -1,6 +1,5 @@
 """The rows of imagenet.py: evaluation, a training step, inference."""
 
-import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -8,7 +7,7 @@ from pathlib import Path
 import torch
 import torchvision
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 from torchvision import datasets, transforms
 
 import resnet
@@ -88,25 +87,6 @@ def evaluation(setup: BenchmarkSetup, arch: str = "resnet50") -> Iterator[Row]:
             batch = next(iter(released_loader))[0]
             difference = largest_difference(model, plain, batch, getattr(torch, dtype))
             yield Row(what, dtype, *times, f"logits differ by {difference:.0e} of the largest")
-
-
-def reading(setup: BenchmarkSetup) -> Iterator[Row]:
-    """Compare what a worker does: decode, resize, crop and normalize the images in val/."""
-    images = datasets.ImageFolder(setup.data / "val", released_transform())
-    paths, labels = map(list, zip(*images.samples, strict=True))
-    files = ImageFiles([Path(path) for path in paths], labels, evaluation_transform())
-    ours, released = (partial(read_all, each) for each in (files, images))
-    times = compare(ours, released, setup.rounds, setup.device)
-    start = time.process_time()
-    ours()
-    rate = len(files) / (time.process_time() - start)
-    what = f"reading {len(files)} photographs in one process"
-    yield Row(what, "float32", *times, f"{rate:.0f} images per second of CPU time")
-
-
-def read_all(images: Dataset) -> None:
-    for index in range(len(images)):
-        images[index]
 
 
 def our_network(arch: str, plain: nn.Module, dtype: str) -> nn.Module:
