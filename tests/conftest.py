@@ -16,10 +16,11 @@ from types import ModuleType
 import pytest
 import torch
 from cifar_runs import SMALL_CIFAR_RUN
-from processes import kill_descendants
+from processes import ForkedPython, ScriptRuns, kill_descendants
 from synthetic import write_cifar100
 
-ROOT = Path(__file__).resolve().parent.parent
+TESTS = Path(__file__).resolve().parent
+ROOT = TESTS.parent
 
 
 class ScriptFolder:
@@ -99,6 +100,26 @@ def no_process_left():
     killed = kill_descendants(os.getpid())
     left = [command for command in killed if "resource_tracker" not in command]
     assert not left, f"tests have left processes: {left}"
+
+
+@pytest.fixture(scope="session")
+def python(tmp_path_factory):
+    """Runs scripts in processes that need not import torch."""
+    python = ForkedPython(tmp_path_factory.mktemp("python"))
+    yield python
+    python.close()
+
+
+@pytest.fixture(scope="session")
+def wrn_runs(python, wrn) -> ScriptRuns:
+    """Starts wrn_DKS/main.py in processes."""
+    return ScriptRuns(python, wrn.path / "main.py", wrn.path)
+
+
+@pytest.fixture(scope="session")
+def imagenet_runs(python, imagenet) -> ScriptRuns:
+    """Starts imagenet/train.py on `TinyNetwork` in processes."""
+    return ScriptRuns(python, TESTS / "tiny_train.py", imagenet.path, TESTS)
 
 
 @pytest.fixture

@@ -40,18 +40,18 @@ def kill_descendants(process: int) -> list[str]:
     return killed
 
 
-class RunServer:
-    """Start a script in processes through forked_runs.py, which saves importing torch in each.
+class ForkedPython:
+    """Run scripts through forked_scripts.py, which saves importing torch in each process.
 
     Args:
-        scripts: name of the script folder.
         folder: for the output of the processes.
     """
 
-    def __init__(self, scripts: str, folder: Path):
+    def __init__(self, folder: Path):
         self._folder = folder
+        self._outputs = {}  # by process ID
         self._server = subprocess.Popen(
-            [sys.executable, Path(__file__).with_name("forked_runs.py"), scripts],
+            [sys.executable, Path(__file__).with_name("forked_scripts.py")],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -61,17 +61,56 @@ class RunServer:
         print(json.dumps(request), file=self._server.stdin, flush=True)
         return int(self._server.stdout.readline())
 
-    def start(self, argv: list[str], **variables: str) -> int:
-        """Start the script; return its process ID."""
-        return self._request("start", argv, str(self._folder / "output"), variables)
+    def start(self, script: Path, *argv, path=(), cwd=".", variables=None) -> int:
+        """Start a script; return its process ID.
 
-    def wait(self, pid: int, status: int = 0) -> str:
-        """Wait for the process, which must exit with `status`; return the latest output."""
-        actual, output = self._request("wait", pid), (self._folder / "output").read_text()
-        assert actual == status, output
-        return output
+        Args:
+            argv: its arguments.
+            path: folders to import from.
+            cwd: working directory.
+            variables: added to the environment.
+        """
+        output = str(self._folder / str(len(self._outputs)))
+        words, folders = [str(word) for word in (script, *argv)], [str(each) for each in path]
+        pid = self._request("start", words, folders, os.path.abspath(cwd), output, variables or {})
+        self._outputs[pid] = Path(f"{output}.out"), Path(f"{output}.err")
+        return pid
+
+    def wait(self, pid: int) -> subprocess.CompletedProcess:
+        """Wait for a process; return its exit status and output."""
+        status = self._request("wait", pid)
+        return subprocess.CompletedProcess(
+            pid, status, *(f.read_text() for f in self._outputs[pid])
+        )
+
+    def run(self, script: Path, *argv, **options) -> subprocess.CompletedProcess:
+        """Run a script; return its exit status and output. The arguments are those of `start`."""
+        return self.wait(self.start(script, *argv, **options))
 
     def close(self) -> None:
         kill_descendants(self._server.pid)
         self._server.stdin.close()
         self._server.wait()
+
+
+class ScriptRuns:
+    """Start a script of a script folder in processes of a process group, or alone.
+
+    Args:
+        python: starts the processes.
+        script: path of the script.
+        path: folders to import from.
+    """
+
+    def __init__(self, python: ForkedPython, script: Path, *path: Path):
+        self._python, self._script, self._path = python, script, path
+
+    def start(self, argv: list[str], **variables: str) -> int:
+        """Start the script with environment variables; return its process ID."""
+        return self._python.start(self._script, *argv, path=self._path, variables=variables)
+
+    def wait(self, pid: int, status: int = 0) -> str:
+        """Wait for the process, which must exit with `status`; return its output."""
+        done = self._python.wait(pid)
+        assert done.returncode == status, done.stdout + done.stderr
+        return done.stdout + done.stderr

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from PIL import Image
-from processes import RunServer, free_ports
+from processes import free_ports
 from synthetic import write_image
 from training import (
     assert_same_run,
@@ -386,32 +386,25 @@ def test_a_locked_folder_is_told_from_one_that_cannot_be_written(imagenet, tmp_p
         pass
 
 
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory):
-    runs = RunServer("imagenet", tmp_path_factory.mktemp("runs"))
-    yield runs
-    runs.close()
-
-
-def run_pair(runs, argv, local_ranks):
+def run_pair(imagenet_runs, argv, local_ranks):
     """Run train.py in two processes with these numbers on their machines."""
     (port,) = free_ports(1)
     variables = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     pair = [
-        runs.start(argv, RANK=str(rank), LOCAL_RANK=str(local), **variables)
+        imagenet_runs.start(argv, RANK=str(rank), LOCAL_RANK=str(local), **variables)
         for rank, local in enumerate(local_ranks)
     ]
     for process in pair:
-        runs.wait(process)
+        imagenet_runs.wait(process)
 
 
-def test_processes_share_a_cache(runs, data, tmp_path):
+def test_processes_share_a_cache(imagenet_runs, data, tmp_path):
     """One process of each machine makes it, or waits for another machine that does."""
-    run_pair(runs, command_line(data, tmp_path / "plain"), (0, 1))
+    run_pair(imagenet_runs, command_line(data, tmp_path / "plain"), (0, 1))
     for local_ranks in ((0, 1), (0, 0)):
         name = f"with {local_ranks}"
         argv = command_line(data, tmp_path / name, "--cache", str(tmp_path / f"cache {name}"))
-        run_pair(runs, argv, local_ranks)
+        run_pair(imagenet_runs, argv, local_ranks)
         assert_same_run(tmp_path / name, tmp_path / "plain")
 
 

@@ -7,7 +7,6 @@ import time
 import pytest
 import torch
 from cifar_runs import SMALL_CIFAR_RUN, assert_same_run, records
-from processes import RunServer
 
 
 def test_run_stopped_in_each_epoch_resumes_to_the_same_weights(
@@ -46,13 +45,6 @@ def test_log_records_after_the_checkpoint_are_removed(cifar_main, cifar_run, tmp
     assert_same_run(folder, cifar_run)
 
 
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory):
-    runs = RunServer("wrn_DKS", tmp_path_factory.mktemp("runs"))
-    yield runs
-    runs.close()
-
-
 def wait_for_file(path):
     deadline = time.monotonic() + 120
     while not path.exists():
@@ -60,23 +52,23 @@ def wait_for_file(path):
         time.sleep(0.01)
 
 
-def test_killed_run_resumes_to_the_same_weights(runs, cifar_run, tmp_path):
+def test_killed_run_resumes_to_the_same_weights(wrn_runs, cifar_run, tmp_path):
     words = [*SMALL_CIFAR_RUN, "--epochs", "4", "--epoch_step", "[3]", "--save", str(tmp_path)]
-    run = runs.start([*words, "--resume", "auto"])
+    run = wrn_runs.start([*words, "--resume", "auto"])
     wait_for_file(tmp_path / "log.txt")
     os.kill(run, signal.SIGKILL)
-    runs.wait(run, -signal.SIGKILL)
-    output = runs.wait(runs.start([*words, "--resume", "auto"]))
+    wrn_runs.wait(run, -signal.SIGKILL)
+    output = wrn_runs.wait(wrn_runs.start([*words, "--resume", "auto"]))
     assert "test error of the backbone" in output
     assert_same_run(tmp_path, cifar_run)
 
 
 @pytest.mark.parametrize(("name", "status"), [("SIGINT", 130), ("SIGTERM", 143)])
-def test_signals_stop_a_run_with_a_checkpoint(runs, tmp_path, name, status):
-    run = runs.start([*SMALL_CIFAR_RUN, "--epochs", "10000", "--save", str(tmp_path)])
+def test_signals_stop_a_run_with_a_checkpoint(wrn_runs, tmp_path, name, status):
+    run = wrn_runs.start([*SMALL_CIFAR_RUN, "--epochs", "10000", "--save", str(tmp_path)])
     wait_for_file(tmp_path / "checkpoint.pt")
     os.kill(run, getattr(signal, name))
-    output = runs.wait(run, status)
+    output = wrn_runs.wait(run, status)
     assert "--resume auto" in output and output.endswith(f"\nstopped by {name}\n")
     assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["epoch"] >= 1
 

@@ -1,16 +1,13 @@
 """Several processes on the CPU give the gradients, errors and files of a single one."""
 
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
+from conftest import TESTS
 from processes import free_ports
 
-TESTS = Path(__file__).parent
-# Arguments: the folder of this file and of the output, and two free ports.
+# Arguments: the folder of the output, and two free ports.
 SCRIPT = """
 import sys
 import torch
@@ -23,8 +20,6 @@ from loader import AugmentedBatches, Batches
 from schedule import StepSchedule
 from synergy import SynergyLoss
 from wide_resnet import WideResNet
-
-sys.path.append(sys.argv[1])
 from worlds import compute_in_groups
 
 def compute(device):
@@ -49,19 +44,21 @@ def save(processes):
     with distributed_context("cpu") as device:
         results = compute(device)
         if rank() == 0:
-            torch.save(results, f"{sys.argv[2]}/{processes}.pt")
+            torch.save(results, f"{sys.argv[1]}/{processes}.pt")
 
 torch.set_num_threads(1)
-sys.exit(compute_in_groups(save, {2: sys.argv[3], 3: sys.argv[4]}))
+sys.exit(compute_in_groups(save, {2: sys.argv[2], 3: sys.argv[3]}))
 """
 
 
 @pytest.fixture(scope="module")
-def by_processes(wrn, tmp_path_factory):
+def by_processes(python, wrn, tmp_path_factory):
     """Run SCRIPT, which computes in 1, 2 and 3 processes; return its results by their number."""
     folder = tmp_path_factory.mktemp("distributed")
-    command = [sys.executable, "-c", SCRIPT, TESTS, folder, *free_ports(2)]
-    subprocess.run(command, cwd=wrn.path, check=True, timeout=300)
+    script = folder / "script.py"
+    script.write_text(SCRIPT)
+    done = python.run(script, folder, *free_ports(2), path=[wrn.path, TESTS])
+    assert done.returncode == 0, done.stderr
     return {count: torch.load(folder / f"{count}.pt") for count in (1, 2, 3)}
 
 
@@ -82,13 +79,10 @@ def test_each_image_is_evaluated_once(by_processes, count):
     assert by_processes[count]["losses"] == expected
 
 
-# Arguments: the folder of this file and of the output, and two free ports.
+# Arguments: two free ports.
 RUNS_SCRIPT = """
-import os
 import sys
 import main
-
-sys.path.append(sys.argv[1])
 from worlds import compute_in_groups
 
 def refuse(processes):
@@ -99,21 +93,22 @@ def run(processes):
     assert main.main([*words.split(), f"of-{processes}"]) == 0
     sys.stdout.flush()
 
-os.chdir(sys.argv[2])
-statuses = [compute_in_groups(each, {2: sys.argv[i]}) for i, each in ((3, refuse), (4, run))]
+statuses = [compute_in_groups(each, {2: sys.argv[i]}) for i, each in ((1, refuse), (2, run))]
 sys.exit(any(statuses))
 """
 
 
-def test_only_process_0_prints_and_writes(wrn, tmp_path):
+def test_only_process_0_prints_and_writes(python, wrn, tmp_path):
     """A start that all processes refuse leaves nothing."""
-    command = [sys.executable, "-c", RUNS_SCRIPT, TESTS, tmp_path, *free_ports(2)]
-    done = subprocess.run(command, cwd=wrn.path, capture_output=True, text=True, timeout=300)
+    script, runs = tmp_path / "script.py", tmp_path / "runs"
+    script.write_text(RUNS_SCRIPT)
+    runs.mkdir()
+    done = python.run(script, *free_ports(2), path=[wrn.path, TESTS], cwd=runs)
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("error: --dataroot nowhere: no such folder") == 3
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["of-1", "of-2"]
+    assert sorted(path.name for path in runs.iterdir()) == ["of-1", "of-2"]
     assert done.stdout.count("epoch 2/2") == 2 and "\n2 processes on cpu," in done.stdout
-    lines = (tmp_path / "of-2" / "log.txt").read_text().splitlines()
+    lines = (runs / "of-2" / "log.txt").read_text().splitlines()
     records = [json.loads(line.removeprefix("json_stats: ")) for line in lines]
     assert [record["epoch"] for record in records] == [1, 2]
     assert records[1]["train_loss"] < records[0]["train_loss"]

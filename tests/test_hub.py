@@ -1,8 +1,6 @@
 """hubconf.py: the networks and the loss through torch.hub."""
 
 import importlib.util
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -47,11 +45,10 @@ assert not left, left
 """
 
 
-def test_entry_points_in_a_fresh_process(tmp_path):
+def test_entry_points_in_a_fresh_process(python, tmp_path):
     script = tmp_path / "script.py"
     script.write_text(FRESH)
-    command = [sys.executable, script, ROOT]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    done = python.run(script, ROOT, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
 
 

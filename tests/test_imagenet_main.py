@@ -2,20 +2,16 @@
 
 import functools
 import json
-import os
-import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 import torch
 import torchvision
+from conftest import TESTS
 from evaluation import NETWORK, error_rate, run_main, write_checkpoint, write_validation_set
 from processes import free_ports
 from synthetic import save_weights, set_constant_ranking, write_folders, write_image
-
-TESTS = Path(__file__).parent
 
 
 @pytest.fixture(scope="module")
@@ -127,33 +123,26 @@ def test_unreadable_images_are_refused_or_skipped(run, weights, synsets, tmp_pat
     assert out.splitlines()[-1] == error_rate(50, 50)
 
 
-# Arguments: the folder of this file, a free port, and the arguments of main.py.
+# Arguments: a free port, and the arguments of main.py.
 GROUP_SCRIPT = """
 import sys
 import main
-
-sys.path.append(sys.argv[1])
 from worlds import compute_in_groups
 
 def run(processes):
-    assert main.main(sys.argv[3:]) == 0
+    assert main.main(sys.argv[2:]) == 0
     sys.stdout.flush()
 
-sys.exit(compute_in_groups(run, {2: sys.argv[2]}))
+sys.exit(compute_in_groups(run, {2: sys.argv[1]}))
 """
 
 
-def test_two_processes_score_each_image_once(weights, data, imagenet):
+def test_two_processes_score_each_image_once(python, weights, data, imagenet, tmp_path):
     """A single process prints the same last line."""
     arguments = [*NETWORK, weights, data, *"--device cpu --image-size 32 -j 0 -b 4".split()]
-    done = subprocess.run(
-        [sys.executable, "-c", GROUP_SCRIPT, TESTS, *free_ports(1), *map(str, arguments)],
-        cwd=imagenet.path,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=100,
-    )
+    script = tmp_path / "script.py"
+    script.write_text(GROUP_SCRIPT)
+    done = python.run(script, *free_ports(1), *arguments, path=[imagenet.path, TESTS])
     assert done.returncode == 0, done.stderr
     rates = [line for line in done.stdout.splitlines() if "[Error rate]" in line]
     assert len(rates) == 2 and rates[0] == rates[1]

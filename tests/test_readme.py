@@ -1,10 +1,8 @@
 """What README.md and docs/ say and show: commands and examples run, tables and names are right."""
 
-import os
 import re
 import shutil
 import subprocess
-import sys
 from collections import Counter
 from dataclasses import replace
 from functools import partial
@@ -217,14 +215,10 @@ def exported(wrn, imagenet, tmp_path_factory):
 
 
 @pytest.mark.parametrize("example", examples(), ids=lambda block: block.page.stem)
-def test_examples_run(example, exported):
-    done = subprocess.run(
-        [sys.executable, "-c", example.text],
-        cwd=exported,
-        env={**os.environ, "PYTHONPATH": str(ROOT / "wrn_DKS"), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-    )
+def test_examples_run(python, example, exported, tmp_path):
+    script = tmp_path / "example.py"
+    script.write_text(example.text)
+    done = python.run(script, path=[ROOT / "wrn_DKS"], cwd=exported)
     assert done.returncode == 0, done.stderr
     if example.page == README:  # it trains
         assert sum(bool(line.strip()) for line in example.text.splitlines()) <= 24

@@ -1,10 +1,7 @@
 """Which checkpoint a run resumes from; what it never overwrites; agreement of the processes."""
 
-import os
 import shutil
 import socket
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -192,18 +189,17 @@ print(*(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids))
 """
 
 
-def test_machines_that_do_not_share_the_folder_are_refused(wrn, two_epochs, tmp_path):
+def test_machines_that_do_not_share_the_folder_are_refused(python, wrn, two_epochs, tmp_path):
     """Two processes, of which only process 0 finds the checkpoint in its --save."""
     shutil.copytree(two_epochs.parent, tmp_path / "0")
     before = contents(tmp_path / "0")
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = str(listener.getsockname()[1])
     words = [*SMALL_CIFAR_RUN, *EPOCHS, "3"]
-    done = subprocess.run(
-        [sys.executable, "-c", TWO_MACHINES, tmp_path, *words],
-        cwd=wrn.path, env={**os.environ, "MASTER_PORT": port}, capture_output=True, text=True,
-        timeout=120,
-    )  # fmt: skip
+    script = tmp_path / "script.py"
+    script.write_text(TWO_MACHINES)
+    variables = {"MASTER_PORT": port}
+    done = python.run(script, tmp_path, *words, path=[wrn.path], variables=variables)
     assert done.stdout.splitlines()[-1] == "2 2", done.stderr
     assert done.stderr.count("process 0 of this run finds") == 2
     assert contents(tmp_path / "0") == before

@@ -1,13 +1,11 @@
 """--skip-unreadable in imagenet/train.py: what is left of a batch counts as before."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
-from test_train_processes import free_ports
+from conftest import TESTS
+from processes import free_ports
 from training import (
     TinyNetwork,
     assert_same_run,
@@ -19,7 +17,6 @@ from training import (
     write_data,
 )
 
-TESTS = Path(__file__).parent
 UNREADABLE = -1
 
 
@@ -209,7 +206,7 @@ def expected_step(imagenet, network, images, labels):
     return gradients, top1, torch.stack(losses).detach() * len(labels)
 
 
-def test_gradients_and_metrics_are_those_of_the_readable_images(imagenet, tmp_path):
+def test_gradients_and_metrics_are_those_of_the_readable_images(python, imagenet, tmp_path):
     """A batch lacks one of three images, the next all of them, the third two."""
     data = write_data(tmp_path / "data")
     files = imagenet.data.find_image_sets(data, None, 40, "crop").train
@@ -235,7 +232,10 @@ def test_gradients_and_metrics_are_those_of_the_readable_images(imagenet, tmp_pa
         top1, losses = top1 + sums[0], losses + sums[1]
     for _, index in lost:
         files.paths[index].write_bytes(b"")
-    run_gradients_script(data, tmp_path)
+    script = tmp_path / "gradients.py"
+    script.write_text(GRADIENTS_SCRIPT)
+    done = python.run(script, data, tmp_path, *free_ports(3), path=[imagenet.path, TESTS])
+    assert done.returncode == 0, done.stderr
     for world_size in (1, 2, 3):
         result = torch.load(tmp_path / f"{world_size}.pt")
         for actual, step in zip(result["gradients"], expected, strict=True):
@@ -244,11 +244,3 @@ def test_gradients_and_metrics_are_those_of_the_readable_images(imagenet, tmp_pa
         sums = result["sums"]
         assert sums["unreadable"] == 6 and torch.equal(sums["top1"], top1.double())
         torch.testing.assert_close(sums["losses"], losses.double(), rtol=1e-5, atol=1e-6)
-
-
-def run_gradients_script(data, folder):
-    script = folder / "gradients.py"
-    script.write_text(GRADIENTS_SCRIPT)
-    path = os.pathsep.join([str(TESTS.parent / "imagenet"), str(TESTS)])
-    command = [sys.executable, script, data, folder, *free_ports(3)]
-    subprocess.run(command, check=True, timeout=120, env={**os.environ, "PYTHONPATH": path})

@@ -1,26 +1,26 @@
 """Two processes stop and fail together, and leave without tearing their process group down."""
 
 import json
-import subprocess
-import sys
 import threading
 from pathlib import Path
 
 import pytest
 import torch
 from cifar_runs import SMALL_CIFAR_RUN
+from conftest import TESTS
 from processes import free_ports
 from training import command_line, write_data
 
-SCRIPT = Path(__file__).parent / "paired_runs.py"
 
-
-def run_pairs(folder: str, cases: dict[str, dict]) -> dict[str, tuple[list[int], list[str]]]:
+def run_pairs(
+    python, folder: str, cases: dict[str, dict]
+) -> dict[str, tuple[list[int], list[str]]]:
     """Run `paired_runs.py`; return the exit statuses and the outputs of each case."""
     for case, port in zip(cases.values(), free_ports(len(cases)), strict=True):
         case["port"] = port
-    words = [sys.executable, SCRIPT, folder, json.dumps(list(cases.values()))]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=300, check=True)
+    words = [folder, json.dumps(list(cases.values()))]
+    done = python.run(TESTS / "paired_runs.py", *words, path=[TESTS])
+    assert done.returncode == 0, done.stderr
     results = {}
     for (name, case), statuses in zip(cases.items(), json.loads(done.stdout), strict=True):
         texts = [Path(f"{case['output']}.{rank}").read_text() for rank in range(2)]
@@ -34,7 +34,7 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def imagenet_pairs(folder):
+def imagenet_pairs(python, folder):
     """The results of imagenet/train.py with each fault."""
     data, cases = write_data(folder / "images"), {}
     for fault, flags, file in (
@@ -51,11 +51,11 @@ def imagenet_pairs(folder):
             "output": f"{save}.txt",
             "file": file and str(save / file),
         }
-    return run_pairs("imagenet", cases)
+    return run_pairs(python, "imagenet", cases)
 
 
 @pytest.fixture(scope="module")
-def cifar_pairs(folder):
+def cifar_pairs(python, folder):
     """The results of wrn_DKS/main.py with each fault."""
     cases = {}
     for fault in ("stop_later", "not_finite", "silence"):
@@ -67,7 +67,7 @@ def cifar_pairs(folder):
             "output": f"{save}.txt",
             "file": None,
         }
-    return run_pairs("wrn_DKS", cases)
+    return run_pairs(python, "wrn_DKS", cases)
 
 
 def test_all_processes_stay_until_a_stopped_run_is_saved(imagenet_pairs, folder):

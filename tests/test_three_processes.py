@@ -4,16 +4,10 @@ With three or more, the order in which gradients are added depends on Distribute
 buckets, which must be the same in both runs.
 """
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import cifar_runs
 import training
-from test_train_processes import free_ports
-
-TESTS = Path(__file__).parent
+from conftest import TESTS
+from processes import free_ports
 
 # Arguments: `train` or `main`, an output folder, three free ports, and the arguments of the script,
 # in which SAVE stands for the folder of a run.
@@ -54,22 +48,22 @@ run("whole", "2", ports[2])
 """
 
 
-def run_three(scripts, script, folder, argv):
+def run_three(python, scripts, script, folder, argv):
     """Run a script for two epochs in `folder`/whole, and with an interruption in `resumed`."""
     (folder / "three.py").write_text(SCRIPT)
-    command = [sys.executable, folder / "three.py", script, folder, *free_ports(3), *argv]
-    path = os.pathsep.join([str(scripts.path), str(TESTS)])
-    subprocess.run(command, check=True, timeout=300, env={**os.environ, "PYTHONPATH": path})
+    path = [scripts.path, TESTS]
+    done = python.run(folder / "three.py", script, folder, *free_ports(3), *argv, path=path)
+    assert done.returncode == 0, done.stderr
 
 
-def test_imagenet(imagenet, tmp_path):
+def test_imagenet(python, imagenet, tmp_path):
     data = training.write_data(tmp_path / "data")
     argv = training.command_line(data, "SAVE", "--resume", "auto")
-    run_three(imagenet, "train", tmp_path, argv)
+    run_three(python, imagenet, "train", tmp_path, argv)
     training.assert_same_run(tmp_path / "resumed", tmp_path / "whole")
 
 
-def test_cifar(wrn, tmp_path):
+def test_cifar(python, wrn, tmp_path):
     argv = "--dataset digits --depth 10 --width 0.25 --batch_size 800 --epoch_step [3] --save SAVE"
-    run_three(wrn, "main", tmp_path, [*argv.split(), "--device", "cpu", "--resume", "auto"])
+    run_three(python, wrn, "main", tmp_path, [*argv.split(), "--device", "cpu", "--resume", "auto"])
     cifar_runs.assert_same_run(tmp_path / "resumed", tmp_path / "whole")

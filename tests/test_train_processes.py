@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from processes import RunServer, child_processes, free_ports
+from conftest import TESTS
+from processes import child_processes, free_ports
 from training import assert_same_run, command_line, log_records, write_data
 
-TESTS = Path(__file__).parent
 SETUP = f"""
 import os, sys
 sys.path[:0] = [{str(TESTS.parent / "imagenet")!r}, {str(TESTS)!r}]
@@ -44,10 +44,13 @@ run_script(lambda: train.main(sys.argv[1:]))
 # Gradients of a batch of 5 and of a batch of 2 images in one, two and three processes; two use
 # micro-batches. Arguments: output folder and two free ports.
 GRADIENTS_SCRIPT = """
+import sys
+import torch
 from common.distributed import distributed_context, rank
 from engine import Trainer
 from synergy import SynergyLoss
 from loader import Batch, ResumableBatchSampler
+from training import TinyNetwork
 from worlds import compute_in_groups
 
 def compute(processes):
@@ -79,13 +82,6 @@ def data(tmp_path_factory):
     return write_data(tmp_path_factory.mktemp("images"))
 
 
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory):
-    runs = RunServer("imagenet", tmp_path_factory.mktemp("runs"))
-    yield runs
-    runs.close()
-
-
 def wait_for_epochs(save: Path, count: int) -> None:
     """Wait until `count` epochs are logged."""
     log = save / "log.jsonl"
@@ -96,42 +92,44 @@ def wait_for_epochs(save: Path, count: int) -> None:
     pytest.fail(f"timeout waiting for epoch {count} in {log}")
 
 
-def test_a_killed_and_signalled_run_ends_as_an_uninterrupted_one(runs, data, tmp_path):
+def test_a_killed_and_signalled_run_ends_as_an_uninterrupted_one(imagenet_runs, data, tmp_path):
     save, endless = tmp_path / "run", ("--epochs", "100000", "--checkpoint-minutes", "0")
     argv = command_line(data, save, *endless, "--ema", "0.9", "-j", "1", "--resume", "auto")
-    run = runs.start(argv)
+    run = imagenet_runs.start(argv)
     wait_for_epochs(save, 2)
     os.kill(run, signal.SIGKILL)
-    runs.wait(run, -signal.SIGKILL)
-    run = runs.start(argv)  # although a worker of the killed run may still exist
+    imagenet_runs.wait(run, -signal.SIGKILL)
+    run = imagenet_runs.start(argv)  # although a worker of the killed run may still exist
     wait_for_epochs(save, len(log_records(save)) + 2)
     for process in (*child_processes(run), run):  # as schedulers do
         os.kill(process, signal.SIGTERM)
-    output = runs.wait(run, 143)
+    output = imagenet_runs.wait(run, 143)
     assert "--resume auto" in output and "stopped by SIGTERM" in output
     epochs = ("--epochs", str(len(log_records(save)) + 2))
-    runs.wait(runs.start([*argv, *epochs]))
-    runs.wait(runs.start(command_line(data, tmp_path / "whole", "--ema", "0.9", *epochs)))
+    imagenet_runs.wait(imagenet_runs.start([*argv, *epochs]))
+    imagenet_runs.wait(
+        imagenet_runs.start(command_line(data, tmp_path / "whole", "--ema", "0.9", *epochs))
+    )
     assert_same_run(save, tmp_path / "whole")
 
 
-def test_a_signal_to_one_process_stops_all_processes(runs, data, tmp_path):
+def test_a_signal_to_one_process_stops_all_processes(imagenet_runs, data, tmp_path):
     argv = command_line(data, tmp_path, "--epochs", "100000", "--ema", "0.9")
     (port,) = free_ports(1)
     variables = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    pair = [runs.start(argv, RANK=str(rank), **variables) for rank in range(2)]
+    pair = [imagenet_runs.start(argv, RANK=str(rank), **variables) for rank in range(2)]
     wait_for_epochs(tmp_path, 1)
     os.kill(pair[1], signal.SIGTERM)
     for process in pair:
-        runs.wait(process, 143)
+        imagenet_runs.wait(process, 143)
     saved = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
     assert saved["processes"] == 2 and saved["step"] >= 4
     # A single process can resume the run.
     argv += ["--resume", "auto", "--epochs", str(saved["epoch"] + 1)]
-    assert "saved by 2 processes" in runs.wait(runs.start(argv))
+    assert "saved by 2 processes" in imagenet_runs.wait(imagenet_runs.start(argv))
 
 
-def test_torchrun_restarts_a_killed_run_without_changing_the_result(runs, data, tmp_path):
+def test_torchrun_restarts_a_killed_run_without_changing_the_result(imagenet_runs, data, tmp_path):
     script = tmp_path / "train.py"
     script.write_text(SETUP + TRAIN_SCRIPT)
     argv = command_line(data, tmp_path / "run", "--epochs", "3", "--ema", "0.9")
@@ -145,16 +143,17 @@ def test_torchrun_restarts_a_killed_run_without_changing_the_result(runs, data, 
     (port,) = free_ports(1)
     variables = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     argv = command_line(data, tmp_path / "whole", "--epochs", "3", "--ema", "0.9")
-    for process in [runs.start(argv, RANK=str(rank), **variables) for rank in range(2)]:
-        runs.wait(process)
+    for process in [imagenet_runs.start(argv, RANK=str(rank), **variables) for rank in range(2)]:
+        imagenet_runs.wait(process)
     assert_same_run(tmp_path / "run", tmp_path / "whole")
 
 
-def test_gradients_do_not_depend_on_the_number_of_processes(tmp_path):
+def test_gradients_do_not_depend_on_the_number_of_processes(python, imagenet, tmp_path):
     """With three processes, one has no image of the second batch."""
     script = tmp_path / "gradients.py"
-    script.write_text(SETUP + GRADIENTS_SCRIPT)
-    subprocess.run([sys.executable, script, tmp_path, *free_ports(2)], check=True, timeout=120)
+    script.write_text(GRADIENTS_SCRIPT)
+    done = python.run(script, tmp_path, *free_ports(2), path=[imagenet.path, TESTS])
+    assert done.returncode == 0, done.stderr
     single, *several = [torch.load(tmp_path / f"{world_size}.pt") for world_size in (1, 2, 3)]
     for other in several:
         for actual, expected in zip(other["gradients"], single["gradients"], strict=True):
