@@ -8,6 +8,7 @@ import ctypes
 import hashlib
 import importlib
 import os
+import shutil
 import signal
 import sys
 from pathlib import Path
@@ -100,6 +101,14 @@ def no_process_left():
     killed = kill_descendants(os.getpid())
     left = [command for command in killed if "resource_tracker" not in command]
     assert not left, f"tests have left processes: {left}"
+
+
+@pytest.fixture(scope="module")
+def module_path(tmp_path_factory):
+    """A temporary folder for large files that the tests of a module share."""
+    path = tmp_path_factory.mktemp("module")
+    yield path
+    shutil.rmtree(path)
 
 
 @pytest.fixture(scope="session")

@@ -68,9 +68,9 @@ def load():
 
 
 @pytest.fixture(scope="module")
-def checkpoint(imagenet, tmp_path_factory):
+def checkpoint(imagenet, module_path):
     """A network with branches, in evaluation mode, and its checkpoint."""
-    path = tmp_path_factory.mktemp("weights") / "checkpoint.pt"
+    path = module_path / "checkpoint.pt"
     network = imagenet.resnet.build("resnet18", num_classes=6).eval()
     torch.save({"model": network.state_dict()}, path)
     return network, path

@@ -46,11 +46,11 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory):
+def server(module_path):
     """URL of a server, and the state dict in its file `good`."""
     torch.manual_seed(0)
     state = {f"module.{k}": v for k, v in torchvision.models.resnet18().state_dict().items()}
-    path = tmp_path_factory.mktemp("served") / "good.pth"
+    path = module_path / "good.pth"
     torch.save(state, path, _use_new_zipfile_serialization=False)
     other = path.with_name("other.pth")
     torch.save(torchvision.models.squeezenet1_1().state_dict(), other)

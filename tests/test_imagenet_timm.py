@@ -42,12 +42,11 @@ def small_branches(imagenet):
 
 
 @pytest.fixture(scope="module")
-def exported(imagenet, data, small_branches, tmp_path_factory):
+def exported(imagenet, data, small_branches, module_path):
     """A run of a ResNet-18 with averaged weights, and the folder that it exported."""
-    root = tmp_path_factory.mktemp("exported")
-    flags = ["--ema", "0.9", "--label-smoothing", "0.1", "--export", str(root / "r18")]
-    assert imagenet.train.main(command_line(data, root / "run", *flags)) == 0
-    return root / "run", root / "r18"
+    flags = ["--ema", "0.9", "--label-smoothing", "0.1", "--export", str(module_path / "r18")]
+    assert imagenet.train.main(command_line(data, module_path / "run", *flags)) == 0
+    return module_path / "run", module_path / "r18"
 
 
 @pytest.fixture

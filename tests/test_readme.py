@@ -197,9 +197,9 @@ def test_the_readme_s_numbers_are_the_study_s_and_the_paper_s(study, results):
 
 
 @pytest.fixture(scope="module")
-def exported(wrn, imagenet, tmp_path_factory):
+def exported(wrn, imagenet, module_path):
     """A folder with the two files that the examples load, as `--export` writes them."""
-    folder = tmp_path_factory.mktemp("exported")
+    folder = module_path
     for part in ("train", "val"):
         write_folders(folder, dict.fromkeys(CLASSES, 2), part)
     words = ["--dataset", "digits", "--save", folder / "wrn", "--export", folder / "backbone.pt"]
