@@ -6,34 +6,48 @@ from typing import NamedTuple
 from matplotlib.figure import Figure
 
 from common.error_figure import COLORS
+from common.flag_groups import METHODS
+from common.run_report import format_mean_std
 from study.comparisons import confidence_interval, format_interval
 from study.logs import Study
 from study.presets import Preset
 
 TITLES = (
-    "setting", "seeds", "DKS − baseline", "95 % interval", "− that of the plain recipe, same seeds",
-    "95 % interval",
+    "setting", "seeds", "baseline", "DS", "DKS", "DKS − baseline", "95 % interval",
+    "− that of the plain recipe, same seeds", "95 % interval",
 )  # fmt: skip
 
 
 class Gain(NamedTuple):
-    """The last test errors of DKS minus those of the baseline in a setting, by seed, in points."""
+    """What DKS gains in a setting.
+
+    Args:
+        label: of the setting.
+        by_seed: the last test errors of DKS minus those of the baseline, by seed, in points.
+        errors: the last test errors of all runs of each method, in percent.
+    """
 
     label: str
     by_seed: dict[int, float]
+    errors: dict[str, list[float]]
 
 
 def read_gains(study: Study, preset: Preset) -> list[Gain]:
     """Return the gains in the preset's settings for which at least two pairs are finished."""
     gains = []
     for suffix, label in preset.settings:
-        dks, baseline = (study.get(name + suffix, {}) for name in ("dks", "baseline"))
-        by_seed = {
-            seed: baseline[seed].epochs[-1]["test_acc"] - dks[seed].epochs[-1]["test_acc"]
-            for seed in sorted(dks.keys() & baseline.keys())
+        errors = {
+            method: {
+                seed: 100 - run.epochs[-1]["test_acc"]
+                for seed, run in sorted(study.get(method + suffix, {}).items())
+            }
+            for method in METHODS
         }
+        dks, baseline = errors["dks"], errors["baseline"]
+        by_seed = {seed: dks[seed] - baseline[seed] for seed in dks if seed in baseline}
         if len(by_seed) > 1:
-            gains.append(Gain(label, by_seed))
+            values = {method: list(each.values()) for method, each in errors.items()}
+            gains.append(Gain(label, by_seed, values))
     return gains
 
 
@@ -41,9 +55,10 @@ def gain_rows(gains: list[Gain]) -> list[tuple[str, ...]]:
     """Return the cells under `TITLES`. The first setting is the plain recipe."""
     lines = []
     plain = gains[0].by_seed if gains else {}
-    for index, (label, by_seed) in enumerate(gains):
+    for index, (label, by_seed, errors) in enumerate(gains):
         values = list(by_seed.values())
-        cells = [label, f"{len(values)}", f"{mean(values):+.2f}", format_interval(values)]
+        means = [format_mean_std(errors[method]) if errors[method] else "" for method in METHODS]
+        cells = [label, f"{len(values)}", *means, f"{mean(values):+.2f}", format_interval(values)]
         seeds = by_seed.keys() & plain.keys()
         if index and len(seeds) > 1:
             change = [by_seed[seed] - plain[seed] for seed in sorted(seeds)]
@@ -69,7 +84,9 @@ def draw_gains(gains: list[Gain]) -> Figure:
             markersize=16, markeredgewidth=2, capsize=4,
         )  # fmt: skip
     axes.axvline(0, color="gray", linewidth=0.8)
-    axes.set_yticks(range(len(gains)), [f"{label} (n = {len(s)})" for label, s in gains])
+    axes.set_yticks(
+        range(len(gains)), [f"{gain.label} (n = {len(gain.by_seed)})" for gain in gains]
+    )
     axes.invert_yaxis()
     axes.margins(y=0.12)
     axes.grid(axis="x", alpha=0.3)

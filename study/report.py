@@ -173,6 +173,11 @@ def classifiers(study: Study) -> str:
 
 
 def markdown(*titles: str, lines: Sequence[Sequence[object]]) -> str:
+    """Return a Markdown table, without the columns that are empty."""
+    columns = zip(titles, *lines, strict=True)
+    if lines:
+        columns = [cells for cells in columns if any(cell != "" for cell in cells[1:])]
+    titles, *lines = zip(*columns, strict=True)
     rows = [titles, ["---"] * len(titles), *lines]
     return "\n".join(f"| {' | '.join(map(str, row))} |" for row in rows)
 

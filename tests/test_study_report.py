@@ -208,7 +208,7 @@ def test_gains(study, tmp_path, monkeypatch):
     low, high, _ = three_pairs(gains)
     change_low, change_high, _ = three_pairs([a - b for a, b in zip(gains, plain, strict=True)])
     assert found["CutMix, α = 1"] == [
-        "3", "-0.33", f"{low:+.2f} to {high:+.2f}",
+        "3", "26.17 ± 1.26", "", "25.83 ± 1.04", "-0.33", f"{low:+.2f} to {high:+.2f}",
         "+2.50", f"{change_low:+.2f} to {change_high:+.2f}",
     ]  # fmt: skip
     pairs = rows(text, "Difference")
