@@ -1,8 +1,6 @@
 """imagenet/main.py: invalid input is refused in one line that says what to do."""
 
 import functools
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -72,18 +70,15 @@ def test_invalid_arguments_are_refused_in_one_line(run, weights, data, arguments
     assert message in err and err.startswith("error: ") and err.count("\n") == 1
 
 
-def test_an_unreadable_image_in_a_worker_is_refused_in_one_line(imagenet, weights, tmp_path):
+def test_an_unreadable_image_in_a_worker_is_refused_in_one_line(
+    python, imagenet, weights, tmp_path
+):
     synsets = imagenet.validation_set.imagenet_synsets()
     broken = tmp_path / "val" / synsets[5] / "broken.jpg"
     broken.parent.mkdir(parents=True)
     broken.write_bytes(b"not an image")
-    done = subprocess.run(
-        [sys.executable, imagenet.path / "main.py", *NETWORK, weights, tmp_path, "-j", "1"],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=100,
-    )
+    argv = [*NETWORK, weights, tmp_path, "-j", "1"]
+    done = python.run(imagenet.path / "main.py", *argv, path=[imagenet.path])
     assert done.returncode == 2 and "Traceback" not in done.stderr
     assert done.stderr.splitlines()[-1].startswith(f"error: {broken}: ")
 

@@ -3,13 +3,12 @@
 import os
 import re
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed.run
 from conftest import TESTS
 from processes import child_processes, free_ports
 from training import assert_same_run, command_line, log_records, write_data
@@ -129,14 +128,15 @@ def test_a_signal_to_one_process_stops_all_processes(imagenet_runs, data, tmp_pa
     assert "saved by 2 processes" in imagenet_runs.wait(imagenet_runs.start(argv))
 
 
-def test_torchrun_restarts_a_killed_run_without_changing_the_result(imagenet_runs, data, tmp_path):
+def test_torchrun_restarts_a_killed_run_without_changing_the_result(
+    python, imagenet_runs, data, tmp_path
+):
     script = tmp_path / "train.py"
     script.write_text(SETUP + TRAIN_SCRIPT)
     argv = command_line(data, tmp_path / "run", "--epochs", "3", "--ema", "0.9")
     argv += ["--checkpoint-minutes", "0", "--resume", "auto"]
-    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    command = [sys.executable, *launch, "--max-restarts", "1", script, *argv]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    launch = ["--standalone", "--nproc_per_node", "2", "--max-restarts", "1"]
+    done = python.run(torch.distributed.run.__file__, *launch, script, *argv)
     assert done.returncode == 0, done.stderr
     assert re.search(r"resumed from .*: 1 epoch( and 1 of 4 steps of epoch 2)? done", done.stdout)
     assert "2 processes on cpu, dtype float32" in done.stdout
