@@ -76,7 +76,7 @@ def export_trained(config: Config, trainer: Trainer, sets: ImageSets) -> None:
         len(sets.train),
         world_size(),
         averaged,
-        find_record(config.save, trainer.step),
+        find_record(config.save, trainer.step, config.to_dict()),
     )
     source = f"`{config.save.resolve().name}`, a run of `train.py`"
     export(model, config.export, metadata, source, run)

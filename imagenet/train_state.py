@@ -102,9 +102,14 @@ def find(config: Config) -> tuple[Path | None, dict | None]:
 
 def read(path: Path) -> dict:
     """Read a checkpoint. Raise `UserError` if the file is not one of a training run."""
-    content = {"decoding": 1} | checkpoint.load(path)
+    content = load(path)
     checkpoint.require_keys(content, KEYS, path)
     return content
+
+
+def load(path: Path) -> dict:
+    """Read a checkpoint of any kind. Fill in what older ones of a training run do not have."""
+    return {"decoding": 1} | checkpoint.load(path)
 
 
 def resume(

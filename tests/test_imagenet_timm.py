@@ -171,6 +171,7 @@ def test_the_card_states_what_the_run_s_log_says(exported, data):
         values = (value[0] if isinstance(value, list) else value for value in values)
         expected.append((name, *(f"{value:.2f}" for value in values)))
     assert rows[-5:] == expected
+    assert ", after epoch 2 of 2:" in text
     assert "These files hold the averaged weights" in text
     assert "13 training images of 3 classes" in text and "5 validation images" in text
     for row in ("| `--ema` | 0.9 |", "| `--label-smoothing` | 0.1 |", "| `--lr` | 0.02 |"):
@@ -218,6 +219,57 @@ def test_the_card_says_which_numbers_are_missing(imagenet, exported, main, tmp_p
     config = json.loads((tmp_path / "bare" / "config.json").read_text())
     assert config["label_names"] == imagenet.validation_set.imagenet_synsets()
     assert config["pretrained_cfg"]["input_size"] == [3, 224, 224]
+
+
+def test_options_that_a_resumed_run_may_change_are_listed_if_they_change_the_result(imagenet):
+    flags = ["DATA", "--skip-unreadable", "--compile", "--sync-bn", "--workers", "7"]
+    options = imagenet.train_options.parse(flags).with_milestones(None).to_dict()
+    run = imagenet.training_run.TrainingRun(options, 2, 8, 13, 1, False, None)
+    recipe = imagenet.model_card.describe_recipe(run)
+    for name in ("skip-unreadable", "compile", "sync-bn"):
+        assert f"| `--{name}` | True |" in recipe
+    assert "workers" not in recipe
+
+
+def test_the_card_names_the_epoch_of_the_errors(imagenet, exported):
+    """A run that is not finished, or was stopped early."""
+    run = imagenet.training_run.read_run(exported[0] / "checkpoint.pt")
+    run = run._replace(epoch=2, options=run.options | {"epochs": 90})
+    assert "after epoch 2 of 90:" in imagenet.model_card.describe_errors(run)[0]
+
+
+@pytest.mark.parametrize(
+    ("changes", "is_found"),
+    [
+        ({}, True),
+        ({"epochs": 90, "workers": 7, "data": "elsewhere", "skip_unreadable": True}, True),
+        ({"grad_accumulation": 2}, True),  # which depends on the number of processes
+        ({"seed": 5}, False),
+        ({"method": "ds"}, False),
+        ({"init": "IMAGENET1K_V1"}, False),
+        ({"mixup": 0.2}, False),
+    ],
+)
+def test_the_record_in_the_log_is_of_the_same_run(imagenet, exported, tmp_path, changes, is_found):
+    """Another run may have left a log with the same steps."""
+    run, _ = exported
+    content = load_checkpoint(run) | {"model": {}, "ema": {}, "optimizer": {}}
+    shutil.copy(run / "log.jsonl", tmp_path)
+    torch.save(content | {"options": content["options"] | changes}, tmp_path / "checkpoint.pt")
+    found = imagenet.training_run.read_run(tmp_path / "checkpoint.pt")
+    assert (found.record is not None) == is_found
+    assert not is_found or found.record["epoch"] == 2
+
+
+def test_the_training_of_an_older_checkpoint_is_known(imagenet, exported, tmp_path):
+    """It does not name the decoding, nor the options that are newer."""
+    run, _ = exported
+    content = load_checkpoint(run) | {"model": {}, "ema": {}, "optimizer": {}}
+    del content["decoding"], content["options"]["init"], content["options"]["mixup"]
+    torch.save(content, tmp_path / "checkpoint.pt")
+    shutil.copy(run / "log.jsonl", tmp_path)
+    found = imagenet.training_run.read_run(tmp_path / "checkpoint.pt")
+    assert found.epoch == 2 and found.record["step"] == found.step
 
 
 def test_a_finished_run_that_is_started_again_exports_the_same(imagenet, train, data, tmp_path):
