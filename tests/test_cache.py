@@ -1,13 +1,19 @@
 """train.py --cache: batches equal to the last bit, interrupted builds, refusals."""
 
+import contextlib
 import errno
+import faulthandler
 import json
 import os
+import resource
 import signal
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from conftest import ROOT
 from PIL import Image
 from processes import RunServer, free_ports
 from synthetic import write_image
@@ -184,6 +190,10 @@ def written_chunks(imagenet, patch):
     return written
 
 
+def partial_files(folder):
+    return list(folder.glob("images.bin.*"))
+
+
 def test_a_killed_build_is_continued(imagenet, data, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(imagenet.cache_building, "CHUNK", 4)
     monkeypatch.setattr(imagenet.cache_building, "SAVE_S", 0)
@@ -196,13 +206,13 @@ def test_a_killed_build_is_continued(imagenet, data, tmp_path, monkeypatch, caps
             os._exit(0)
     assert os.waitpid(child, 0)[1] == signal.SIGKILL
     names = {path.name for path in (tmp_path / "cache").iterdir()}
-    assert "images.bin.partial" in names and "images.bin" not in names
+    assert len(partial_files(tmp_path / "cache")) == 1 and "images.bin" not in names
     written = written_chunks(imagenet, monkeypatch)
     sets = cached(imagenet, tmp_path / "cache", data)
     assert written == [12, 16] and "continued after 12 images" in capsys.readouterr().out
     expected = training_batches(imagenet, image_sets(imagenet, data).train)
     assert_equal_batches(training_batches(imagenet, sets.train), expected)
-    assert not (tmp_path / "cache" / "images.bin.partial").exists()
+    assert not partial_files(tmp_path / "cache")
 
 
 def test_a_stopped_build_keeps_what_is_written(imagenet, data, tmp_path, monkeypatch):
@@ -234,6 +244,45 @@ def test_a_build_with_other_images_begins_again(imagenet, data, tmp_path, monkey
     assert torch.equal(sets.train[1][0], image_sets(imagenet, data).train[1][0])
 
 
+def test_a_worker_of_a_killed_build_does_not_write_into_another_build(
+    imagenet, data, tmp_path, monkeypatch, capsys
+):
+    """Even if it writes while the other one does. What the killed one has written is removed."""
+    building, cache, leftover = imagenet.cache_building, tmp_path / "cache", []
+    chunks = building.Chunks
+    with monkeypatch.context() as patch, pytest.raises(KeyError):
+        patch.setattr(building, "check_signals", lambda: {}["stop"])
+        patch.setattr(
+            building, "Chunks", lambda *args: leftover.append(chunks(*args)) or leftover[0]
+        )
+        cached(imagenet, cache, data)
+    (cache / "images.bin.partial").write_bytes(b"of an older version")
+
+    def write_late():
+        assert len(partial_files(cache)) == 1
+        with contextlib.suppress(imagenet.command_line.UserError):
+            leftover[0][0]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(building, "check_signals", write_late)
+        sets = cached(imagenet, cache, data, size=40)
+    assert capsys.readouterr().out.count("begun again") == 1
+    plain = image_sets(imagenet, data, size=40)
+    assert_equal_batches(
+        training_batches(imagenet, sets.train), training_batches(imagenet, plain.train)
+    )
+
+
+def test_files_are_named_within_the_data(imagenet, data, tmp_path, monkeypatch):
+    """A cache is of the same files whichever way the folder is given."""
+    cached(imagenet, tmp_path / "cache", data)
+    monkeypatch.chdir(data)
+    for name in (".", "train/..", "../data"):
+        cached(imagenet, tmp_path / "cache", Path(name))
+    text = (tmp_path / "cache" / "files.txt").read_text()
+    assert [line.split(" ", 2)[2] for line in text.splitlines()][-1] == "'val/eel/eel_0.png'"
+
+
 def disk_with(free):
     return lambda path: SimpleNamespace(f_bavail=free // 512, f_frsize=512)
 
@@ -252,8 +301,9 @@ def test_a_disk_that_is_too_small_is_refused_at_once(train, imagenet, data, tmp_
 
 
 def test_a_cache_of_imagenet_takes_what_the_documentation_says(imagenet):
-    state = imagenet.cache.CacheState("", 1_281_167, 0, 224, 256)
-    assert imagenet.cache.describe_size(state.offset(state.count)) == "251.9 GB"
+    state = imagenet.cache.CacheState("", 1_281_167, 50_000, 224, 256)
+    size = f"{state.offset(state.count) / 1e9:.0f} GB"
+    assert f"{size} for ImageNet" in " ".join((ROOT / "docs" / "imagenet.md").read_text().split())
 
 
 @pytest.mark.parametrize("workers", ["0", "1"])
@@ -308,6 +358,11 @@ def forget(data, cache):
     (cache / "cache.json").unlink()
 
 
+def touch_without_list(data, cache):
+    touch(data, cache)
+    (cache / "files.txt").unlink()
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -318,6 +373,7 @@ def forget(data, cache):
         (truncate, "damaged: images.bin has 1,000 bytes, not "),
         (edit, "cache.json is missing or damaged"),
         (forget, "cache.json is missing or damaged"),
+        (touch_without_list, "out of date: made from other files, and files.txt is missing"),
     ],
 )
 def test_a_cache_that_does_not_fit_is_refused(train, data, tmp_path, capsys, change, message):
@@ -327,6 +383,25 @@ def test_a_cache_that_does_not_fit_is_refused(train, data, tmp_path, capsys, cha
     change(data, cache)
     error = error_of(train, capsys, [*argv, "--resume", "auto"])
     assert message in error and f"delete {cache}, and the same command makes it anew" in error
+
+
+def test_what_ends_a_process_that_reads_a_truncated_file_is_printed(imagenet, data, tmp_path):
+    sets = image_sets(imagenet, data)
+    cached(imagenet, tmp_path / "cache", data)
+    child = os.fork()
+    if not child:
+        try:
+            resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+            faulthandler.disable()  # which pytest has enabled
+            with open(tmp_path / "stderr", "w") as sys.stderr:
+                files = imagenet.cached.read_from_cache(tmp_path / "cache", sets).train
+                os.truncate(files.source, 0)
+                next(iter(files.batches([range(4)], 1, False)))
+        finally:
+            os._exit(0)
+    assert os.waitpid(child, 0)[1] & 127 == signal.SIGBUS
+    text = (tmp_path / "stderr").read_text()
+    assert "Bus error" in text and "cached.py" in text
 
 
 @pytest.mark.parametrize(("name", "value"), [("format", 0), ("resize", "nearest")])
