@@ -28,13 +28,13 @@ from common.flag_groups import NO_REGULARIZATION
 from common.json_log import Log
 from common.resume import load_to_resume
 from data import ImageSets
+from decoding import DECODING
 from engine import Trainer
 from epoch_log import LOG
 from synergy import Losses
 from train_options import Config
 
 FORMAT = 1
-DECODING = 2  # of training images; 1: PIL alone, and a random generator for each image
 KEYS = {
     "format": int,
     "arch": str,
