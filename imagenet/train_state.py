@@ -36,20 +36,10 @@ from train_options import Config
 
 FORMAT = 1
 KEYS = {
-    "format": int,
+    **dict.fromkeys(("format", "step", "epoch", "images", "processes", "decoding"), int),
+    **dict.fromkeys(("model", "ema", "optimizer", "scaler", "sums", "options"), dict),
     "arch": str,
     "class_names": list,
-    "model": dict,
-    "ema": dict,
-    "optimizer": dict,
-    "scaler": dict,
-    "step": int,
-    "epoch": int,
-    "sums": dict,
-    "images": int,
-    "processes": int,
-    "options": dict,
-    "decoding": int,
 }
 
 

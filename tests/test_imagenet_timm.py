@@ -287,6 +287,24 @@ def test_a_finished_run_that_is_started_again_exports_the_same(imagenet, train, 
     assert all(torch.equal(value, other.state_dict[name]) for name, value in one.state_dict.items())
 
 
+def test_the_same_command_of_a_finished_run_leaves_its_folder(train, data, tmp_path, capsys):
+    """As a cluster may start it again. A folder with other weights is refused."""
+    argv = command_line(data, tmp_path / "run", "--resume", "auto")
+    argv += ["--export", str(tmp_path / "r18"), "--epochs", "1"]
+    assert train(argv) == 0
+    (tmp_path / "r18" / "README.md").write_text("edited")
+    assert train(argv) == 0
+    assert "with the weights of this run; left as it is" in capsys.readouterr().out
+    assert (tmp_path / "r18" / "README.md").read_text() == "edited"
+    more = [*argv, "--epochs", "2"]
+    assert "exists already" in error_of(train, capsys, more)  # before any further training
+    assert len(log_records(tmp_path / "run")) == 1
+    assert train([*more, "--export", str(tmp_path / "later")]) == 0
+    assert "exists already" in error_of(train, capsys, more)
+    (tmp_path / "r18" / "model.safetensors").unlink()
+    assert "exists already" in error_of(train, capsys, more)
+
+
 def test_an_existing_folder_is_refused_before_training(train, data, tmp_path, capsys):
     (tmp_path / "there").mkdir()
     for export, message in (
