@@ -139,8 +139,9 @@ def read_from_cache(folder: Path, sets: ImageSets) -> ImageSets:
     state, pixels = open_pixels(folder)
     # If the file is truncated, or the disk fails, the system ends the process with SIGBUS. No
     # exception can be raised then, but this prints what the process was reading.
-    with contextlib.suppress(RuntimeError, OSError, AttributeError):  # no standard error
-        faulthandler.is_enabled() or faulthandler.enable()
+    if not faulthandler.is_enabled():
+        with contextlib.suppress(RuntimeError, OSError, AttributeError):  # no standard error
+            faulthandler.enable()
     if state.unreadable and not sets.train.skip_unreadable:
         raise UserError(
             f"{sets.train.paths[state.unreadable[0]]}: could not be read when --cache {folder} was "

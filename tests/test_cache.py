@@ -122,8 +122,19 @@ def test_images_that_are_not_in_memory_are_asked_for_together(
     sampler.start_at(1, 2)
     size = 41 * 41 * 3
     assert asked == [(size * index, size) for batch in sampler for _, index in batch]
-    training_batches(imagenet, sets.train, epoch=2)
-    assert len(asked) == 7
+
+
+def test_each_epoch_starts_without_asking(imagenet, tmp_path, monkeypatch):
+    """Because the file may be in memory by then, where asking only takes time."""
+    (tmp_path / "images.bin").touch()
+    asked, reads = [], iter([0, 9, 9, 9, 9, 9])
+    monkeypatch.setattr(imagenet.cached, "disk_reads", lambda: next(reads))
+    monkeypatch.setattr(os, "posix_fadvise", lambda file, start, *rest: asked.append(start))
+    advice = imagenet.cached.ReadAdvice(tmp_path / "images.bin", 10)
+    for key in ((0, 1), (0, 2), (1, 3)):
+        with advice.reading([key]):
+            pass
+    assert asked == [20]
 
 
 def test_a_run_may_change_to_the_cache_and_back(train, data, tmp_path, capsys):
@@ -155,6 +166,26 @@ def test_without_skip_unreadable_an_image_ends_the_run(train, data, tmp_path, ca
     assert train([*argv, "--skip-unreadable", "--epochs", "1"]) == 0
     error = error_of(train, capsys, argv)
     assert "eel_2.png: could not be read when" in error and "--skip-unreadable" in error
+
+
+def test_a_file_that_vanishes_while_the_cache_is_made_is_unreadable(imagenet, data, tmp_path):
+    """Only its image in the cache is marked; its label still says what it is."""
+    sets = image_sets(imagenet, data, skip_unreadable=True)
+    sets.train.paths[1].unlink()
+    read = imagenet.cache_building.cached_sets(tmp_path / "cache", data, sets, 0)
+    assert [read.train[index][1] for index in range(3)] == [0, imagenet.data.UNREADABLE, 0]
+    assert sets.train.labels[1] == 0 == read.train.labels[1]
+
+
+def test_the_workers_of_all_processes_of_a_machine_make_the_cache(
+    imagenet, data, tmp_path, monkeypatch
+):
+    building, counts = imagenet.cache_building, []
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    monkeypatch.setattr(building, "make_or_check", lambda *arguments: counts.append(arguments[-1]))
+    monkeypatch.setattr(building, "read_from_cache", lambda folder, sets: sets)
+    building.cached_sets(tmp_path / "cache", data, image_sets(imagenet, data), 3)
+    assert counts == [12]
 
 
 def test_resized_crops_are_refused(train, data, tmp_path, capsys):
@@ -230,6 +261,21 @@ def test_a_stopped_build_keeps_what_is_written(imagenet, data, tmp_path, monkeyp
     written = written_chunks(imagenet, monkeypatch)
     cached(imagenet, tmp_path / "cache", data)
     assert written == [12, 16]
+
+
+def test_a_signal_stops_a_build_also_if_the_progress_cannot_be_saved(
+    imagenet, data, tmp_path, monkeypatch
+):
+    def stop():
+        raise imagenet.signals.Interrupted(signal.SIGTERM)
+
+    def fail(progress):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(imagenet.cache_building, "check_signals", stop)
+    monkeypatch.setattr(imagenet.cache_building.BuildProgress, "_save", fail)
+    with pytest.raises(imagenet.signals.Interrupted):
+        cached(imagenet, tmp_path / "cache", data)
 
 
 def test_a_build_with_other_images_begins_again(imagenet, data, tmp_path, monkeypatch, capsys):
@@ -450,6 +496,22 @@ def test_a_second_run_waits_for_the_first_to_make_the_cache(
     cached(imagenet, tmp_path / "cache", data)
     assert written == [0] and len(pauses) == 2
     assert capsys.readouterr().out.count("waiting: --cache") == 1
+
+
+def test_a_signal_ends_the_wait_for_another_run(imagenet, tmp_path, monkeypatch):
+    building, pauses = imagenet.cache_building, iter(range(3))
+
+    def locked(*arguments):
+        raise imagenet.owner_file.FolderLocked("another run is writing there")
+
+    def stop():
+        raise imagenet.signals.Interrupted(signal.SIGTERM)
+
+    monkeypatch.setattr(building, "open_lock", locked)
+    monkeypatch.setattr(building, "check_signals", stop)
+    monkeypatch.setattr(building.time, "sleep", lambda seconds: next(pauses))
+    with pytest.raises(imagenet.signals.Interrupted), building.wait_for_lock(tmp_path):
+        pass
 
 
 def test_a_locked_folder_is_told_from_one_that_cannot_be_written(imagenet, tmp_path):

@@ -116,9 +116,27 @@ def test_warnings_of_libjpeg_are_not_shown(imagenet, tmp_path, monkeypatch, capf
     assert torch.equal(pixels, pil_pixels(imagenet, tmp_path / "a.jpg"))
     assert "Corrupt JPEG" in capfd.readouterr().err
     monkeypatch.setattr(imagenet.decoding, "get_worker_info", lambda: "of a worker")
+    number = next_descriptor()
     assert torch.equal(imagenet.decoding.read_pixels(tmp_path / "a.jpg"), pixels)
+    assert next_descriptor() == number  # none is left open
     os.write(2, b"still there\n")
     assert capfd.readouterr() == ("", "still there\n")
+
+
+def next_descriptor():
+    """Return the number of the next file to be opened."""
+    with open(os.devnull) as file:
+        return file.fileno()
+
+
+def test_a_worker_without_standard_error_decodes(imagenet, tmp_path, monkeypatch):
+    def closed(descriptor):
+        raise OSError(9, "Bad file descriptor")
+
+    (tmp_path / "a.jpg").write_bytes(jpeg())
+    monkeypatch.setattr(imagenet.decoding, "get_worker_info", lambda: "of a worker")
+    monkeypatch.setattr(os, "dup", closed)
+    assert imagenet.decoding.read_pixels(tmp_path / "a.jpg").shape == (3, 47, 61)
 
 
 def test_lines_of_other_threads_are_not_lost_while_the_main_process_decodes(
