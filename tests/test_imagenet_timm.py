@@ -231,6 +231,51 @@ def test_options_that_a_resumed_run_may_change_are_listed_if_they_change_the_res
     assert "workers" not in recipe
 
 
+def test_the_card_tells_data_method_and_initial_weights(imagenet, exported):
+    card = imagenet.model_card
+    run = imagenet.training_run.read_run(exported[0] / "checkpoint.pt")
+    text = (exported[1] / "README.md").read_text()
+    assert "(DKS, CVPR 2019): auxiliary branches learned" in text
+    assert run.record["data_fingerprint"] in text and "could not be read" not in text
+    assert "started from other weights" not in text
+    record = run.record | {"train": run.record["train"] | {"unreadable": 3}}
+    data = card.describe_data({"num_classes": 3}, run._replace(record=record))[0]
+    assert "In epoch 2, 3 could not be read" in data
+    run = run._replace(options=run.options | {"init": "/home/me/base.pth"})
+    assert "started from other weights" in card.describe_limits(run)
+    recipe = card.describe_recipe(run)
+    assert "| `--init` | `base.pth` |" in recipe and "/home/me" not in recipe
+
+
+def test_the_averaged_weights_are_in_the_folder(imagenet, exported):
+    run, folder = exported
+    content = load_checkpoint(run)
+    state = imagenet.weights.read_checkpoint(folder / "model.safetensors").state_dict
+    assert torch.equal(state["fc.weight"], content["ema"]["fc.weight"])
+    assert not torch.equal(state["fc.weight"], content["model"]["fc.weight"])
+
+
+def test_a_folder_has_a_backbone_only_if_everything_agrees(imagenet, tmp_path):
+    network = imagenet.resnet.build("resnet18", branches=False, num_classes=2)
+    metadata = imagenet.weights.Metadata("resnet18", ["cat", "dog"], 40)
+    imagenet.exports.export(network, tmp_path / "a", metadata, "random")
+    has_backbone = imagenet.exports.has_backbone
+    assert has_backbone(tmp_path / "a", network, metadata)
+    assert not has_backbone(tmp_path / "a", network, metadata._replace(class_names=["dog", "cat"]))
+    network.fc.bias.data[0] += 1
+    assert not has_backbone(tmp_path / "a", network, metadata)
+    config = json.loads((tmp_path / "a" / "config.json").read_text())
+    assert config["pretrained_cfg"]["pool_size"] == [2, 2]  # of 40 pixels, rounded up
+
+
+def test_a_folder_with_a_checkpoint_and_an_export_is_a_run(imagenet, tmp_path):
+    weights_path = imagenet.export_path.weights_path
+    (tmp_path / "model.safetensors").touch()
+    assert weights_path(tmp_path) == tmp_path / "model.safetensors"
+    (tmp_path / "checkpoint.pt").touch()
+    assert weights_path(tmp_path) == tmp_path / "checkpoint.pt"
+
+
 def test_the_card_names_the_epoch_of_the_errors(imagenet, exported):
     """A run that is not finished, or was stopped early."""
     run = imagenet.training_run.read_run(exported[0] / "checkpoint.pt")
