@@ -3,13 +3,13 @@
 A cache holds what is the same in every epoch: training images decoded and resized to squares,
 validation images decoded, resized and cropped. Files of DIR:
     images.bin: the pixels, uint8. N squares (side, side, 3), then M crops (S, S, 3). It has this
-        name only once it is complete; before, it is `images.bin.partial`.
+        name only once it is complete; before, it is `images.bin.HASH.partial`, with a hash of what
+        the images are made from and with.
     files.txt: a line `size time name` for each image file, in the order of images.bin; the time of
         the last change is in nanoseconds.
     cache.json: what the images were made from and with, and how many of them are written.
 """
 
-import contextlib
 import hashlib
 import json
 import os
@@ -17,7 +17,6 @@ import warnings
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
-from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np
@@ -30,8 +29,7 @@ from data import ImageSets
 
 FORMAT = 1
 RESIZE = "bicubic: tensors for training, PIL for validation"
-PIXELS, PARTIAL = "images.bin", "images.bin.partial"
-FILES, STATE = "files.txt", "cache.json"
+PIXELS, FILES, STATE = "images.bin", "files.txt", "cache.json"
 THREADS = 16  # that ask for sizes and times; a network file system takes long for each
 
 
@@ -63,6 +61,13 @@ class CacheState:
         progress = ("written", "unreadable")
         return {key: value for key, value in asdict(self).items() if key not in progress}
 
+    def partial_name(self) -> str:
+        """Return the name of images.bin until it is complete.
+
+        A worker that outlives a killed build must not write into the file of another build.
+        """
+        return f"{PIXELS}.{checksum(self.source())[:12]}.partial"
+
     def write(self, folder: Path) -> None:
         values = asdict(self)
         text = json.dumps(values | {"checksum": checksum(values)}, indent=1)
@@ -88,7 +93,7 @@ def read_state(folder: Path) -> CacheState | None:
 def describe_files(data: Path, sets: ImageSets) -> list[str]:
     """Return the lines of files.txt for the images of `data`."""
     paths = [os.fspath(path) for files in (sets.train, sets.validation) for path in files.paths]
-    start = len(os.path.join(data, ""))
+    start = len(os.fspath(data / "name")) - len("name")
 
     def describe(chunk: list[str]) -> list[str]:
         return [describe_file(path, start) for path in chunk]
@@ -123,71 +128,9 @@ def expected_state(lines: Iterable[str], sets: ImageSets) -> CacheState:
     )
 
 
-def check(folder: Path, expected: CacheState, lines: list[str]) -> None:
-    """Raise `UserError` unless the cache in `folder` is complete, undamaged and of these images.
-
-    Args:
-        folder: contains images.bin.
-        expected: state before anything is written.
-        lines: of files.txt.
-    """
-    remedy = f"delete {folder}, and the same command makes it anew, or choose another folder"
-    state = read_state(folder)
-    if state is None:
-        raise UserError(f"--cache {folder}: {STATE} is missing or damaged; {remedy}")
-    size = (folder / PIXELS).stat().st_size
-    if (state.format, state.resize) != (FORMAT, RESIZE):
-        problem = "made by another version of this program"
-    elif (state.written, size) != (state.count, state.offset(state.count)):
-        problem = f"damaged: {PIXELS} has {size:,} bytes, not {state.offset(state.count):,}"
-    elif state.image_size != expected.image_size:
-        problem = f"made for --image-size {state.image_size}, not {expected.image_size}"
-    elif state.source() != expected.source():
-        problem = f"out of date: {describe_change(folder, lines)}"
-    else:
-        return
-    raise UserError(f"--cache {folder}: {problem}; {remedy}")
-
-
-def describe_change(folder: Path, lines: list[str]) -> str:
-    """Return the first difference between the image files and those that a cache was made from."""
-    try:
-        text = (folder / FILES).read_bytes().decode("utf-8", "surrogateescape")
-    except OSError:
-        text = ""
-    for old, new in zip_longest(text.split("\n"), lines, fillvalue="? ? nothing"):
-        if old != new:
-            (*_, was), (*_, name) = old.split(" ", 2), new.split(" ", 2)
-            if was == name:
-                return f"{name} has changed since it was made"
-            return f"it has {was} where there is {name} now"
-    return f"made from other files, and {FILES} is damaged"
-
-
-def require_space(folder: Path, expected: CacheState) -> None:
-    """Print the size of the cache. Raise `UserError` if the disk is too small for it."""
-    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    disk = os.statvfs(existing)
-    free = disk.f_bavail * disk.f_frsize
-    with contextlib.suppress(OSError):
-        free += (folder / PARTIAL).stat().st_blocks * 512  # written by a build that was interrupted
-    size = expected.offset(expected.count)
-    print(
-        f"--cache {folder}: {expected.count:,} images take {describe_size(size)}, and "
-        f"{describe_size(free)} are free",
-        flush=True,
-    )
-    if size > free:
-        raise UserError(
-            f"--cache {folder}: {expected.count:,} images take {describe_size(size)}, but only "
-            f"{describe_size(free)} are free there; choose a folder on a larger disk, or train "
-            "without --cache"
-        )
-
-
-def describe_size(count: int) -> str:
-    """Return a number of bytes as text, such as `252.1 GB`."""
-    return f"{count / 1e9:,.1f} GB" if count >= 1e8 else f"{count / 1e6:,.1f} MB"
+def partial_files(folder: Path) -> list[Path]:
+    """Return the files of pixels that are not complete, also those of older versions."""
+    return list(folder.glob(f"{PIXELS}.*partial"))
 
 
 def write_error(folder: Path, error: OSError) -> UserError:

@@ -11,16 +11,15 @@ from torch.utils.data import DataLoader, Dataset
 
 from cache import (
     FILES,
-    PARTIAL,
     PIXELS,
     CacheState,
-    check,
     describe_files,
     expected_state,
+    partial_files,
     read_state,
-    require_space,
     write_error,
 )
+from cache_checks import check, require_space
 from cached import read_from_cache
 from common.command_line import UserError
 from common.distributed import once_per_machine, print_once, rank
@@ -92,31 +91,37 @@ def build(
     folder: Path, sets: ImageSets, expected: CacheState, lines: Sequence[str], processes: int
 ) -> None:
     """Make the cache, or the rest of one whose making was interrupted."""
-    state = read_state(folder) if (folder / PARTIAL).exists() else None
-    if state and state.source() != expected.source():
-        print(f"--cache {folder}: begun with other images or options; begun again", flush=True)
-        state = None
+    partial = folder / expected.partial_name()
+    state = read_state(folder) if partial.exists() else None
     try:
-        if state is None:
+        if state is None or state.source() != expected.source():
+            if old := partial_files(folder):
+                print(
+                    f"--cache {folder}: begun with other images or options, or by another version; "
+                    "begun again",
+                    flush=True,
+                )
+            for path in old:
+                path.unlink()
             state = expected
             write_atomically(folder / FILES, lambda file: file.write("\n".join(lines).encode()))
             state.write(folder)
         elif state.written:
             print(f"--cache {folder}: continued after {state.written:,} images", flush=True)
         # Not truncated: what has been written stays.
-        with open(os.open(folder / PARTIAL, os.O_RDWR | os.O_CREAT, 0o666), "rb+") as file:
+        with open(os.open(partial, os.O_RDWR | os.O_CREAT, 0o666), "rb+") as file:
             file.truncate(expected.offset(expected.count))
-            write_images(folder, sets, state, processes)
-        os.replace(folder / PARTIAL, folder / PIXELS)
+            write_images(partial, sets, state, processes)
+        os.replace(partial, folder / PIXELS)
         sync_folder(folder)
     except OSError as error:
         raise write_error(folder, error) from error
 
 
-def write_images(folder: Path, sets: ImageSets, state: CacheState, processes: int) -> None:
+def write_images(path: Path, sets: ImageSets, state: CacheState, processes: int) -> None:
     """Write the remaining images with worker processes; save the progress from time to time."""
-    progress = BuildProgress(folder, state)
-    chunks = Chunks(folder / PARTIAL, sets, state)
+    progress = BuildProgress(path, state)
+    chunks = Chunks(path, sets, state)
     with progress, worker_errors(), WorkerSignalGuard() as guard:
         loader = DataLoader(
             chunks,
@@ -171,12 +176,12 @@ class BuildProgress:
     """Shows how many images are written, and saves it in the cache's state.
 
     Args:
-        folder: of the cache.
+        path: of the file that receives them.
         state: at the start.
     """
 
-    def __init__(self, folder: Path, state: CacheState):
-        self._folder = folder
+    def __init__(self, path: Path, state: CacheState):
+        self._path = path
         self._state = state
         hidden = None if rank() == 0 else True  # None: hidden unless there is a terminal
         self._bar = Bar(
@@ -210,6 +215,6 @@ class BuildProgress:
 
     def _save(self) -> None:
         """Save the progress, once the images are on the disk."""
-        with open(self._folder / PARTIAL, "rb+") as file:
+        with open(self._path, "rb+") as file:
             os.fsync(file.fileno())
-        self._state.write(self._folder)
+        self._state.write(self._path.parent)

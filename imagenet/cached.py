@@ -1,6 +1,7 @@
 """Image files whose decoded and resized pixels are in a cache, and batches of them."""
 
 import contextlib
+import faulthandler
 import os
 import resource
 from collections.abc import Iterable, Iterator, Sequence
@@ -136,6 +137,11 @@ def read_from_cache(folder: Path, sets: ImageSets) -> ImageSets:
             and is not to be skipped.
     """
     state, pixels = open_pixels(folder)
+    # If the file is truncated, or the disk fails, the system ends the process with SIGBUS. No
+    # exception can be raised then, but this prints what the process was reading.
+    if not faulthandler.is_enabled():
+        with contextlib.suppress(RuntimeError, OSError, AttributeError):  # no standard error
+            faulthandler.enable()
     if state.unreadable and not sets.train.skip_unreadable:
         raise UserError(
             f"{sets.train.paths[state.unreadable[0]]}: could not be read when --cache {folder} was "

@@ -14,17 +14,18 @@ import torch
 import torchvision
 from PIL import Image
 from torch import Tensor
+from torch.utils.data import get_worker_info
 from torchvision.transforms.v2 import functional
 
 from common.command_line import one_line
 from common.distributed import print_once
 from common.images import decode_rgb, image_errors, open_image, read_file, read_rgb
 
+DECODING = 2  # of training images; 1: PIL alone, and a random generator for each image
+
 
 def read_pixels(path: Path) -> Tensor:
     """Decode an image to RGB: the pixels of `common.images.read_rgb`.
-
-    Not safe in threads; see `silent_stderr`.
 
     Returns:
         (3, H, W) uint8, channels last in memory.
@@ -39,7 +40,7 @@ def read_pixels(path: Path) -> Tensor:
         if is_plain_jpeg:
             # PIL reads some damaged files that torchvision refuses, and says what is wrong with
             # the others.
-            with contextlib.suppress(RuntimeError), silent_stderr():
+            with contextlib.suppress(RuntimeError), silent_worker():
                 return decode_plain_jpeg(data)
         return functional.pil_to_tensor(decode_rgb(data))
 
@@ -52,12 +53,16 @@ def decode_plain_jpeg(data: bytes) -> Tensor:
 
 
 @contextlib.contextmanager
-def silent_stderr() -> Iterator[None]:
-    """Discard what the block prints to file descriptor 2, such as libjpeg's warnings.
+def silent_worker() -> Iterator[None]:
+    """In a worker, discard what the block prints to file descriptor 2: libjpeg's warnings.
 
-    PIL does not print them either. The descriptor belongs to the whole process, so only one thread
-    may use this function.
+    PIL does not print them either. The descriptor belongs to the whole process. In the main process
+    (`-j 0`) the line of another thread would be lost, so libjpeg's warnings are shown there. PIL
+    would be silent, but its pixels may differ where it is built with another libjpeg.
     """
+    if get_worker_info() is None:
+        yield
+        return
     try:
         kept = os.dup(2)
     except OSError:  # the process has no standard error

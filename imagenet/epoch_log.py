@@ -5,6 +5,7 @@ Record of an epoch:
     epoch, step: numbers of finished epochs and steps.
     arch, method, seed, options: of the run; `options` are those of the command line.
     data_fingerprint: a hash of the names and sizes of the image files; older logs do not have it.
+    decoding: `DECODING` of these steps; 1 in older logs, which do not have it.
     lr: learning rate of the last step.
     train: mean losses by part (`total` is minimized) and top-1 errors of the classifiers, over the
         augmented images of the epoch, while the weights changed; `unreadable`: number of images
@@ -29,6 +30,7 @@ from common.json_log import Log
 from common.run_logs import classifier_names
 from common.scalar_log import ScalarLog
 from data import ImageSets
+from decoding import DECODING
 from evaluate import Scores
 from schedule import Schedule
 from synergy import Losses
@@ -64,7 +66,7 @@ class EpochLog:
         self._log = Log(folder / LOG)
         self._log.truncate_after(epoch)
         self._scalars = ScalarLog(folder, step + 1)
-        self._run = {"data_fingerprint": data_fingerprint}
+        self._run = {"data_fingerprint": data_fingerprint, "decoding": DECODING}
 
     def write(self, config: Config, epoch: int, step: int, metrics: dict) -> None:
         """Write the record of an epoch: the metrics and the run they belong to."""

@@ -15,19 +15,21 @@ def is_folder(path: Path) -> bool:
     return path.suffix not in FILE_SUFFIXES
 
 
-def check_export(path: Path, in_run: bool = False) -> None:
+def check_export(path: Path, in_run: bool = False, may_be_done: bool = False) -> None:
     """Check that a backbone can be exported to `path`, before the work that comes first.
 
     Args:
         path: of the export.
         in_run: it is in the output folder of the run, which need not exist yet.
+        may_be_done: the run may have finished; an exported folder may then exist.
 
     Raises:
         UserError: the folder exists, the file cannot be written, or a package is missing.
     """
-    if is_folder(path) and path.exists():
+    done = may_be_done and (path / WEIGHTS_FILE).is_file()
+    if is_folder(path) and path.exists() and not done:
         raise UserError(f"--export {path}: exists already; choose another name")
-    if not in_run:
+    if not in_run and not done:
         require_writable_file("--export", path)
     if path.suffix not in (".pth", ".pt") and find_spec("safetensors") is None:
         raise UserError(f"--export {path}: writing it requires: pip install safetensors")

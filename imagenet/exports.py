@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
 from torch import nn
 
 import resnet
@@ -69,6 +70,11 @@ def export_trained(config: Config, trainer: Trainer, sets: ImageSets) -> None:
     averaged = trainer.ema is not None
     model = trainer.ema.model if averaged else trainer.model
     metadata = Metadata(config.arch, sets.class_names, config.image_size, config.dtype)
+    if is_folder(config.export) and has_backbone(config.export, model, metadata):
+        print(
+            f"--export {config.export}: exists already, with the weights of this run; left as it is"
+        )
+        return
     run = TrainingRun(
         config.to_dict(),
         trainer.epoch,
@@ -76,11 +82,24 @@ def export_trained(config: Config, trainer: Trainer, sets: ImageSets) -> None:
         len(sets.train),
         world_size(),
         averaged,
-        find_record(config.save, trainer.step),
+        find_record(config.save, trainer.step, config.to_dict()),
     )
     source = f"`{config.save.resolve().name}`, a run of `train.py`"
     export(model, config.export, metadata, source, run)
     print(f"exported the backbone{' (averaged weights)' * averaged} to {config.export}")
+
+
+def has_backbone(folder: Path, model: nn.Module, metadata: Metadata) -> bool:
+    """Return whether an exported folder has exactly the backbone of this network."""
+    path = folder / WEIGHTS_FILE
+    if not path.is_file():
+        return False
+    found, backbone = weights.read_checkpoint(path), weights.backbone_state_dict(model)
+    return (
+        found.metadata == metadata
+        and found.state_dict.keys() == backbone.keys()
+        and all(torch.equal(value, found.state_dict[name]) for name, value in backbone.items())
+    )
 
 
 def timm_config(model: nn.Module, metadata: Metadata) -> dict:

@@ -23,6 +23,7 @@ METHODS = {
 ESSENTIAL = ("arch", "method", "init", "image_size", "augmentation", "epochs", "batch_size", "lr")
 ESSENTIAL += ("lr_schedule", "milestones", "lr_factor", "momentum", "weight_decay", "ema", "dtype")
 ESSENTIAL += ("seed",)
+CHANGE_RESULT = {"sync_bn", "skip_unreadable", "compile"}  # though a resumed run may change them
 
 HEADER = """---
 library_name: timm
@@ -86,7 +87,7 @@ def describe_data(config: Mapping, run: TrainingRun | None) -> list[str]:
     if run.record:
         text += f" {plural(run.record['validation']['images'], 'validation image')}."
         unreadable = run.record["train"].get("unreadable", 0)
-        text += f" In the last epoch, {unreadable:,} could not be read." * (unreadable > 0)
+        text += f" In epoch {run.epoch}, {unreadable:,} could not be read." * (unreadable > 0)
         if fingerprint := run.record.get("data_fingerprint"):
             text += f" The hash of the names and sizes of all files is `{fingerprint}`."
     return [text, names]
@@ -97,7 +98,7 @@ def describe_recipe(run: TrainingRun | None) -> str:
     if run is None:
         return "Not known: the weights are not from a checkpoint of `train.py`."
     defaults = parse(["."]).with_milestones(None).to_dict()
-    unlisted = {*ESSENTIAL, *RESUME_MAY_CHANGE} - {"sync_bn"}  # which changes the result
+    unlisted = {*ESSENTIAL, *RESUME_MAY_CHANGE} - CHANGE_RESULT
     unused = ("milestones", "lr_factor") if run.options.get("lr_schedule") == "cosine" else ()
     names = [name for name in ESSENTIAL if name in run.options and name not in unused]
     names += [
@@ -106,9 +107,10 @@ def describe_recipe(run: TrainingRun | None) -> str:
         if name not in unlisted and value != defaults.get(name, value)
     ]
     rows = "\n".join(f"| `--{n.replace('_', '-')}` | {show(n, run.options[n])} |" for n in names)
-    done = f"Options that are not listed have their defaults. {plural(run.epoch, 'epoch')} and "
-    done += f"{plural(run.step, 'step')} were done by {plural(run.processes, 'process')}. The "
-    done += f"export was made with PyTorch {torch.__version__}."
+    done = "Options that change the result and are not listed have their defaults. "
+    done += f"{plural(run.epoch, 'epoch')} and {plural(run.step, 'step')} were done by "
+    done += f"{plural(run.processes, 'process')}. The export was made with PyTorch "
+    done += f"{torch.__version__}."
     return f"| option of `train.py` | value |\n|---|---|\n{rows}\n\n{done}"
 
 
@@ -139,7 +141,8 @@ def describe_errors(run: TrainingRun | None) -> list[str]:
     if run.averaged:
         explanation += f" All rows but “{AVERAGED}” are those of the last weights."
     images = plural(run.record["validation"]["images"], "validation image")
-    return [f"In percent, of the {images}, after the last epoch of this run:", table, explanation]
+    epochs = f"epoch {run.epoch} of {run.options['epochs']}"
+    return [f"In percent, of the {images}, after {epochs}:", table, explanation]
 
 
 def describe_use(name: str, config: Mapping) -> list[str]:
@@ -187,7 +190,7 @@ def describe_limits(run: TrainingRun | None) -> str:
         images = run.record["validation"]["images"]
         limits.append(
             f"One validation image more or less is {100 / images:.2g} points of error. The errors "
-            "are those of the last epoch, not of the best one."
+            "are those of these weights, not of the best epoch."
         )
     if run and run.options.get("init"):
         limits.append("Training started from other weights, whose data and license matter too.")

@@ -39,7 +39,7 @@ from data import ImageSets, find_image_sets
 from engine import ModelEma, Trainer
 from epoch_log import LOG, EpochLog, print_start, train_record, validation_record
 from evaluate import catch_out_of_memory
-from export_path import refuse_output_of_run
+from export_path import check_export, refuse_output_of_run
 from exports import export_trained
 from initial_weights import initialize_backbone
 from layout import memory_format
@@ -94,6 +94,8 @@ def train(config: Config, sets: ImageSets, device: torch.device) -> None:
         train_state.resume(content, checkpoint, trainer, config, sets, sampler.steps)
     if trainer.epoch >= config.epochs:
         print_once(f"the run of {plural(config.epochs, 'epoch')} is already finished")
+    elif config.export:
+        check_export(config.export, in_run=True)  # refuse a folder before the rest of the training
     train_epochs(config, trainer, sets, sampler, schedule)
     if config.export and rank() == 0:
         export_trained(config, trainer, sets)

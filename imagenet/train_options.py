@@ -167,7 +167,8 @@ def check(config: Config) -> None:
         inputs = [Path(each) for each in (config.resume, config.init) if each not in ("", "auto")]
         refuse_overwriting("--export", config.export, map(weights_path, inputs))
         in_run = config.save is not None and same_folder(config.export.parent, config.save)
-        check_export(config.export, in_run)
+        has_run = config.resume == "auto" and (config.save / CHECKPOINT).is_file()
+        check_export(config.export, in_run, may_be_done=has_run)
 
 
 def same_folder(one: Path, other: Path) -> bool:

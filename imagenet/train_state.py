@@ -28,28 +28,18 @@ from common.flag_groups import NO_REGULARIZATION
 from common.json_log import Log
 from common.resume import load_to_resume
 from data import ImageSets
+from decoding import DECODING
 from engine import Trainer
 from epoch_log import LOG
 from synergy import Losses
 from train_options import Config
 
 FORMAT = 1
-DECODING = 2  # of training images; 1: PIL alone, and a random generator for each image
 KEYS = {
-    "format": int,
+    **dict.fromkeys(("format", "step", "epoch", "images", "processes", "decoding"), int),
+    **dict.fromkeys(("model", "ema", "optimizer", "scaler", "sums", "options"), dict),
     "arch": str,
     "class_names": list,
-    "model": dict,
-    "ema": dict,
-    "optimizer": dict,
-    "scaler": dict,
-    "step": int,
-    "epoch": int,
-    "sums": dict,
-    "images": int,
-    "processes": int,
-    "options": dict,
-    "decoding": int,
 }
 
 
@@ -102,9 +92,14 @@ def find(config: Config) -> tuple[Path | None, dict | None]:
 
 def read(path: Path) -> dict:
     """Read a checkpoint. Raise `UserError` if the file is not one of a training run."""
-    content = {"decoding": 1} | checkpoint.load(path)
+    content = load(path)
     checkpoint.require_keys(content, KEYS, path)
     return content
+
+
+def load(path: Path) -> dict:
+    """Read a checkpoint of any kind. Fill in what older ones of a training run do not have."""
+    return {"decoding": 1} | checkpoint.load(path)
 
 
 def resume(

@@ -156,11 +156,7 @@ def export_backbone(model: nn.Module, path: Path, metadata: Metadata) -> None:
     Raises:
         UserError: the file cannot be written, or the safetensors package is missing.
     """
-    state_dict = {canonical_name(name): value for name, value in model.state_dict().items()}
-    backbone = OrderedDict(
-        (name, value.detach().cpu().contiguous())
-        for name, value in resnet.backbone_state_dict(state_dict).items()
-    )
+    backbone = backbone_state_dict(model)
     if path.suffix != ".safetensors":
         # The attribute in which state dicts carry the versions of modules. The safe loader keeps
         # it, and `load_state_dict` looks up nothing but names of modules in it.
@@ -173,6 +169,15 @@ def export_backbone(model: nn.Module, path: Path, metadata: Metadata) -> None:
         raise UserError(f"{path}: writing it requires: pip install safetensors") from error
     content = save(backbone, {"format": "pt", EXPORT_KEY: json.dumps(metadata._asdict())})
     checkpoint.write_atomically(path, lambda file: file.write(content))
+
+
+def backbone_state_dict(model: nn.Module) -> OrderedDict[str, Tensor]:
+    """Return the backbone's state dict with torchvision's parameter names, on the CPU."""
+    state_dict = {canonical_name(name): value for name, value in model.state_dict().items()}
+    return OrderedDict(
+        (name, value.detach().cpu().contiguous())
+        for name, value in resnet.backbone_state_dict(state_dict).items()
+    )
 
 
 def sha256(path: Path) -> str:

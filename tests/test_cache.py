@@ -1,13 +1,19 @@
 """train.py --cache: batches equal to the last bit, interrupted builds, refusals."""
 
+import contextlib
 import errno
+import faulthandler
 import json
 import os
+import resource
 import signal
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from conftest import ROOT
 from PIL import Image
 from processes import free_ports
 from synthetic import write_image
@@ -116,8 +122,19 @@ def test_images_that_are_not_in_memory_are_asked_for_together(
     sampler.start_at(1, 2)
     size = 41 * 41 * 3
     assert asked == [(size * index, size) for batch in sampler for _, index in batch]
-    training_batches(imagenet, sets.train, epoch=2)
-    assert len(asked) == 7
+
+
+def test_each_epoch_starts_without_asking(imagenet, tmp_path, monkeypatch):
+    """Because the file may be in memory by then, where asking only takes time."""
+    (tmp_path / "images.bin").touch()
+    asked, reads = [], iter([0, 9, 9, 9, 9, 9])
+    monkeypatch.setattr(imagenet.cached, "disk_reads", lambda: next(reads))
+    monkeypatch.setattr(os, "posix_fadvise", lambda file, start, *rest: asked.append(start))
+    advice = imagenet.cached.ReadAdvice(tmp_path / "images.bin", 10)
+    for key in ((0, 1), (0, 2), (1, 3)):
+        with advice.reading([key]):
+            pass
+    assert asked == [20]
 
 
 def test_a_run_may_change_to_the_cache_and_back(train, data, tmp_path, capsys):
@@ -149,6 +166,26 @@ def test_without_skip_unreadable_an_image_ends_the_run(train, data, tmp_path, ca
     assert train([*argv, "--skip-unreadable", "--epochs", "1"]) == 0
     error = error_of(train, capsys, argv)
     assert "eel_2.png: could not be read when" in error and "--skip-unreadable" in error
+
+
+def test_a_file_that_vanishes_while_the_cache_is_made_is_unreadable(imagenet, data, tmp_path):
+    """Only its image in the cache is marked; its label still says what it is."""
+    sets = image_sets(imagenet, data, skip_unreadable=True)
+    sets.train.paths[1].unlink()
+    read = imagenet.cache_building.cached_sets(tmp_path / "cache", data, sets, 0)
+    assert [read.train[index][1] for index in range(3)] == [0, imagenet.data.UNREADABLE, 0]
+    assert sets.train.labels[1] == 0 == read.train.labels[1]
+
+
+def test_the_workers_of_all_processes_of_a_machine_make_the_cache(
+    imagenet, data, tmp_path, monkeypatch
+):
+    building, counts = imagenet.cache_building, []
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    monkeypatch.setattr(building, "make_or_check", lambda *arguments: counts.append(arguments[-1]))
+    monkeypatch.setattr(building, "read_from_cache", lambda folder, sets: sets)
+    building.cached_sets(tmp_path / "cache", data, image_sets(imagenet, data), 3)
+    assert counts == [12]
 
 
 def test_resized_crops_are_refused(train, data, tmp_path, capsys):
@@ -184,6 +221,10 @@ def written_chunks(imagenet, patch):
     return written
 
 
+def partial_files(folder):
+    return list(folder.glob("images.bin.*"))
+
+
 def test_a_killed_build_is_continued(imagenet, data, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(imagenet.cache_building, "CHUNK", 4)
     monkeypatch.setattr(imagenet.cache_building, "SAVE_S", 0)
@@ -196,13 +237,13 @@ def test_a_killed_build_is_continued(imagenet, data, tmp_path, monkeypatch, caps
             os._exit(0)
     assert os.waitpid(child, 0)[1] == signal.SIGKILL
     names = {path.name for path in (tmp_path / "cache").iterdir()}
-    assert "images.bin.partial" in names and "images.bin" not in names
+    assert len(partial_files(tmp_path / "cache")) == 1 and "images.bin" not in names
     written = written_chunks(imagenet, monkeypatch)
     sets = cached(imagenet, tmp_path / "cache", data)
     assert written == [12, 16] and "continued after 12 images" in capsys.readouterr().out
     expected = training_batches(imagenet, image_sets(imagenet, data).train)
     assert_equal_batches(training_batches(imagenet, sets.train), expected)
-    assert not (tmp_path / "cache" / "images.bin.partial").exists()
+    assert not partial_files(tmp_path / "cache")
 
 
 def test_a_stopped_build_keeps_what_is_written(imagenet, data, tmp_path, monkeypatch):
@@ -222,6 +263,21 @@ def test_a_stopped_build_keeps_what_is_written(imagenet, data, tmp_path, monkeyp
     assert written == [12, 16]
 
 
+def test_a_signal_stops_a_build_also_if_the_progress_cannot_be_saved(
+    imagenet, data, tmp_path, monkeypatch
+):
+    def stop():
+        raise imagenet.signals.Interrupted(signal.SIGTERM)
+
+    def fail(progress):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(imagenet.cache_building, "check_signals", stop)
+    monkeypatch.setattr(imagenet.cache_building.BuildProgress, "_save", fail)
+    with pytest.raises(imagenet.signals.Interrupted):
+        cached(imagenet, tmp_path / "cache", data)
+
+
 def test_a_build_with_other_images_begins_again(imagenet, data, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(imagenet.cache_building, "CHUNK", 4)
     with monkeypatch.context() as patch, pytest.raises(KeyError):
@@ -232,6 +288,45 @@ def test_a_build_with_other_images_begins_again(imagenet, data, tmp_path, monkey
     sets = cached(imagenet, tmp_path / "cache", data)
     assert written == [0, 4, 8, 12, 16] and "begun again" in capsys.readouterr().out
     assert torch.equal(sets.train[1][0], image_sets(imagenet, data).train[1][0])
+
+
+def test_a_worker_of_a_killed_build_does_not_write_into_another_build(
+    imagenet, data, tmp_path, monkeypatch, capsys
+):
+    """Even if it writes while the other one does. What the killed one has written is removed."""
+    building, cache, leftover = imagenet.cache_building, tmp_path / "cache", []
+    chunks = building.Chunks
+    with monkeypatch.context() as patch, pytest.raises(KeyError):
+        patch.setattr(building, "check_signals", lambda: {}["stop"])
+        patch.setattr(
+            building, "Chunks", lambda *args: leftover.append(chunks(*args)) or leftover[0]
+        )
+        cached(imagenet, cache, data)
+    (cache / "images.bin.partial").write_bytes(b"of an older version")
+
+    def write_late():
+        assert len(partial_files(cache)) == 1
+        with contextlib.suppress(imagenet.command_line.UserError):
+            leftover[0][0]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(building, "check_signals", write_late)
+        sets = cached(imagenet, cache, data, size=40)
+    assert capsys.readouterr().out.count("begun again") == 1
+    plain = image_sets(imagenet, data, size=40)
+    assert_equal_batches(
+        training_batches(imagenet, sets.train), training_batches(imagenet, plain.train)
+    )
+
+
+def test_files_are_named_within_the_data(imagenet, data, tmp_path, monkeypatch):
+    """A cache is of the same files whichever way the folder is given."""
+    cached(imagenet, tmp_path / "cache", data)
+    monkeypatch.chdir(data)
+    for name in (".", "train/..", "../data"):
+        cached(imagenet, tmp_path / "cache", Path(name))
+    text = (tmp_path / "cache" / "files.txt").read_text()
+    assert [line.split(" ", 2)[2] for line in text.splitlines()][-1] == "'val/eel/eel_0.png'"
 
 
 def disk_with(free):
@@ -252,8 +347,9 @@ def test_a_disk_that_is_too_small_is_refused_at_once(train, imagenet, data, tmp_
 
 
 def test_a_cache_of_imagenet_takes_what_the_documentation_says(imagenet):
-    state = imagenet.cache.CacheState("", 1_281_167, 0, 224, 256)
-    assert imagenet.cache.describe_size(state.offset(state.count)) == "251.9 GB"
+    state = imagenet.cache.CacheState("", 1_281_167, 50_000, 224, 256)
+    size = f"{state.offset(state.count) / 1e9:.0f} GB"
+    assert f"{size} for ImageNet" in " ".join((ROOT / "docs" / "imagenet.md").read_text().split())
 
 
 @pytest.mark.parametrize("workers", ["0", "1"])
@@ -308,6 +404,11 @@ def forget(data, cache):
     (cache / "cache.json").unlink()
 
 
+def touch_without_list(data, cache):
+    touch(data, cache)
+    (cache / "files.txt").unlink()
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -318,6 +419,7 @@ def forget(data, cache):
         (truncate, "damaged: images.bin has 1,000 bytes, not "),
         (edit, "cache.json is missing or damaged"),
         (forget, "cache.json is missing or damaged"),
+        (touch_without_list, "out of date: made from other files, and files.txt is missing"),
     ],
 )
 def test_a_cache_that_does_not_fit_is_refused(train, data, tmp_path, capsys, change, message):
@@ -327,6 +429,25 @@ def test_a_cache_that_does_not_fit_is_refused(train, data, tmp_path, capsys, cha
     change(data, cache)
     error = error_of(train, capsys, [*argv, "--resume", "auto"])
     assert message in error and f"delete {cache}, and the same command makes it anew" in error
+
+
+def test_what_ends_a_process_that_reads_a_truncated_file_is_printed(imagenet, data, tmp_path):
+    sets = image_sets(imagenet, data)
+    cached(imagenet, tmp_path / "cache", data)
+    child = os.fork()
+    if not child:
+        try:
+            resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+            faulthandler.disable()  # which pytest has enabled
+            with open(tmp_path / "stderr", "w") as sys.stderr:
+                files = imagenet.cached.read_from_cache(tmp_path / "cache", sets).train
+                os.truncate(files.source, 0)
+                next(iter(files.batches([range(4)], 1, False)))
+        finally:
+            os._exit(0)
+    assert os.waitpid(child, 0)[1] & 127 == signal.SIGBUS
+    text = (tmp_path / "stderr").read_text()
+    assert "Bus error" in text and "cached.py" in text
 
 
 @pytest.mark.parametrize(("name", "value"), [("format", 0), ("resize", "nearest")])
@@ -375,6 +496,22 @@ def test_a_second_run_waits_for_the_first_to_make_the_cache(
     cached(imagenet, tmp_path / "cache", data)
     assert written == [0] and len(pauses) == 2
     assert capsys.readouterr().out.count("waiting: --cache") == 1
+
+
+def test_a_signal_ends_the_wait_for_another_run(imagenet, tmp_path, monkeypatch):
+    building, pauses = imagenet.cache_building, iter(range(3))
+
+    def locked(*arguments):
+        raise imagenet.owner_file.FolderLocked("another run is writing there")
+
+    def stop():
+        raise imagenet.signals.Interrupted(signal.SIGTERM)
+
+    monkeypatch.setattr(building, "open_lock", locked)
+    monkeypatch.setattr(building, "check_signals", stop)
+    monkeypatch.setattr(building.time, "sleep", lambda seconds: next(pauses))
+    with pytest.raises(imagenet.signals.Interrupted), building.wait_for_lock(tmp_path):
+        pass
 
 
 def test_a_locked_folder_is_told_from_one_that_cannot_be_written(imagenet, tmp_path):

@@ -9,7 +9,7 @@ import torch
 import torchvision
 from PIL import Image, ImageFilter
 from synthetic import write_image
-from training import command_line, load_checkpoint, run_train, write_data
+from training import command_line, load_checkpoint, log_records, run_train, write_data
 
 # The marker of the frame, before its height and width.
 FRAME = b"\xff\xc0\x00\x11\x08"
@@ -108,13 +108,50 @@ def test_a_damaged_jpeg_is_refused_if_pil_refuses_it(imagenet, tmp_path, options
     assert 40 < refused < len(damaged)
 
 
-def test_warnings_of_libjpeg_are_not_shown(imagenet, tmp_path, capfd):
+def test_warnings_of_libjpeg_are_not_shown(imagenet, tmp_path, monkeypatch, capfd):
+    """In a worker. The main process, whose other threads may print, decodes without silence."""
     content = jpeg()
     (tmp_path / "a.jpg").write_bytes(content[:-2] + bytes(100) + content[-2:])
     pixels = imagenet.decoding.read_pixels(tmp_path / "a.jpg")
     assert torch.equal(pixels, pil_pixels(imagenet, tmp_path / "a.jpg"))
+    assert "Corrupt JPEG" in capfd.readouterr().err
+    monkeypatch.setattr(imagenet.decoding, "get_worker_info", lambda: "of a worker")
+    number = next_descriptor()
+    assert torch.equal(imagenet.decoding.read_pixels(tmp_path / "a.jpg"), pixels)
+    assert next_descriptor() == number  # none is left open
     os.write(2, b"still there\n")
     assert capfd.readouterr() == ("", "still there\n")
+
+
+def next_descriptor():
+    """Return the number of the next file to be opened."""
+    with open(os.devnull) as file:
+        return file.fileno()
+
+
+def test_a_worker_without_standard_error_decodes(imagenet, tmp_path, monkeypatch):
+    def closed(descriptor):
+        raise OSError(9, "Bad file descriptor")
+
+    (tmp_path / "a.jpg").write_bytes(jpeg())
+    monkeypatch.setattr(imagenet.decoding, "get_worker_info", lambda: "of a worker")
+    monkeypatch.setattr(os, "dup", closed)
+    assert imagenet.decoding.read_pixels(tmp_path / "a.jpg").shape == (3, 47, 61)
+
+
+def test_lines_of_other_threads_are_not_lost_while_the_main_process_decodes(
+    imagenet, tmp_path, monkeypatch, capfd
+):
+    (tmp_path / "a.jpg").write_bytes(jpeg())
+    decode = imagenet.decoding.decode_plain_jpeg
+
+    def decode_while_another_thread_prints(data):
+        os.write(2, b"error: no sign of life\n")
+        return decode(data)
+
+    monkeypatch.setattr(imagenet.decoding, "decode_plain_jpeg", decode_while_another_thread_prints)
+    imagenet.decoding.read_pixels(tmp_path / "a.jpg")
+    assert capfd.readouterr().err == "error: no sign of life\n"
 
 
 def test_a_jpeg_that_declares_too_many_pixels_is_not_decoded(imagenet, tmp_path, monkeypatch):
@@ -171,6 +208,7 @@ def test_a_run_of_an_older_version_is_resumed_with_a_note(imagenet, tmp_path, ca
     assert run_train(imagenet, [*argv, "--epochs", "1"]) == 0
     assert run_train(imagenet, [*argv, "--epochs", "1"]) == 0
     assert "older version" not in capsys.readouterr().out
+    assert [record["decoding"] for record in log_records(tmp_path / "run")] == [2]
     content = load_checkpoint(tmp_path / "run")
     assert content.pop("decoding") == 2
     torch.save(content, tmp_path / "run" / "checkpoint.pt")

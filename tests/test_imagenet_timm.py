@@ -170,6 +170,7 @@ def test_the_card_states_what_the_run_s_log_says(exported, data):
         values = (value[0] if isinstance(value, list) else value for value in values)
         expected.append((name, *(f"{value:.2f}" for value in values)))
     assert rows[-5:] == expected
+    assert ", after epoch 2 of 2:" in text
     assert "These files hold the averaged weights" in text
     assert "13 training images of 3 classes" in text and "5 validation images" in text
     for row in ("| `--ema` | 0.9 |", "| `--label-smoothing` | 0.1 |", "| `--lr` | 0.02 |"):
@@ -219,6 +220,102 @@ def test_the_card_says_which_numbers_are_missing(imagenet, exported, main, tmp_p
     assert config["pretrained_cfg"]["input_size"] == [3, 224, 224]
 
 
+def test_options_that_a_resumed_run_may_change_are_listed_if_they_change_the_result(imagenet):
+    flags = ["DATA", "--skip-unreadable", "--compile", "--sync-bn", "--workers", "7"]
+    options = imagenet.train_options.parse(flags).with_milestones(None).to_dict()
+    run = imagenet.training_run.TrainingRun(options, 2, 8, 13, 1, False, None)
+    recipe = imagenet.model_card.describe_recipe(run)
+    for name in ("skip-unreadable", "compile", "sync-bn"):
+        assert f"| `--{name}` | True |" in recipe
+    assert "workers" not in recipe
+
+
+def test_the_card_tells_data_method_and_initial_weights(imagenet, exported):
+    card = imagenet.model_card
+    run = imagenet.training_run.read_run(exported[0] / "checkpoint.pt")
+    text = (exported[1] / "README.md").read_text()
+    assert "(DKS, CVPR 2019): auxiliary branches learned" in text
+    assert run.record["data_fingerprint"] in text and "could not be read" not in text
+    assert "started from other weights" not in text
+    record = run.record | {"train": run.record["train"] | {"unreadable": 3}}
+    data = card.describe_data({"num_classes": 3}, run._replace(record=record))[0]
+    assert "In epoch 2, 3 could not be read" in data
+    run = run._replace(options=run.options | {"init": "/home/me/base.pth"})
+    assert "started from other weights" in card.describe_limits(run)
+    recipe = card.describe_recipe(run)
+    assert "| `--init` | `base.pth` |" in recipe and "/home/me" not in recipe
+
+
+def test_the_averaged_weights_are_in_the_folder(imagenet, exported):
+    run, folder = exported
+    content = load_checkpoint(run)
+    state = imagenet.weights.read_checkpoint(folder / "model.safetensors").state_dict
+    assert torch.equal(state["fc.weight"], content["ema"]["fc.weight"])
+    assert not torch.equal(state["fc.weight"], content["model"]["fc.weight"])
+
+
+def test_a_folder_has_a_backbone_only_if_everything_agrees(imagenet, tmp_path):
+    network = imagenet.resnet.build("resnet18", branches=False, num_classes=2)
+    metadata = imagenet.weights.Metadata("resnet18", ["cat", "dog"], 40)
+    imagenet.exports.export(network, tmp_path / "a", metadata, "random")
+    has_backbone = imagenet.exports.has_backbone
+    assert has_backbone(tmp_path / "a", network, metadata)
+    assert not has_backbone(tmp_path / "a", network, metadata._replace(class_names=["dog", "cat"]))
+    network.fc.bias.data[0] += 1
+    assert not has_backbone(tmp_path / "a", network, metadata)
+    config = json.loads((tmp_path / "a" / "config.json").read_text())
+    assert config["pretrained_cfg"]["pool_size"] == [2, 2]  # of 40 pixels, rounded up
+
+
+def test_a_folder_with_a_checkpoint_and_an_export_is_a_run(imagenet, tmp_path):
+    weights_path = imagenet.export_path.weights_path
+    (tmp_path / "model.safetensors").touch()
+    assert weights_path(tmp_path) == tmp_path / "model.safetensors"
+    (tmp_path / "checkpoint.pt").touch()
+    assert weights_path(tmp_path) == tmp_path / "checkpoint.pt"
+
+
+def test_the_card_names_the_epoch_of_the_errors(imagenet, exported):
+    """A run that is not finished, or was stopped early."""
+    run = imagenet.training_run.read_run(exported[0] / "checkpoint.pt")
+    run = run._replace(epoch=2, options=run.options | {"epochs": 90})
+    assert "after epoch 2 of 90:" in imagenet.model_card.describe_errors(run)[0]
+
+
+@pytest.mark.parametrize(
+    ("changes", "is_found"),
+    [
+        ({}, True),
+        ({"epochs": 90, "workers": 7, "data": "elsewhere", "skip_unreadable": True}, True),
+        ({"grad_accumulation": 2}, True),  # which depends on the number of processes
+        ({"seed": 5}, False),
+        ({"method": "ds"}, False),
+        ({"init": "IMAGENET1K_V1"}, False),
+        ({"mixup": 0.2}, False),
+    ],
+)
+def test_the_record_in_the_log_is_of_the_same_run(imagenet, exported, tmp_path, changes, is_found):
+    """Another run may have left a log with the same steps."""
+    run, _ = exported
+    content = load_checkpoint(run) | {"model": {}, "ema": {}, "optimizer": {}}
+    shutil.copy(run / "log.jsonl", tmp_path)
+    torch.save(content | {"options": content["options"] | changes}, tmp_path / "checkpoint.pt")
+    found = imagenet.training_run.read_run(tmp_path / "checkpoint.pt")
+    assert (found.record is not None) == is_found
+    assert not is_found or found.record["epoch"] == 2
+
+
+def test_the_training_of_an_older_checkpoint_is_known(imagenet, exported, tmp_path):
+    """It does not name the decoding, nor the options that are newer."""
+    run, _ = exported
+    content = load_checkpoint(run) | {"model": {}, "ema": {}, "optimizer": {}}
+    del content["decoding"], content["options"]["init"], content["options"]["mixup"]
+    torch.save(content, tmp_path / "checkpoint.pt")
+    shutil.copy(run / "log.jsonl", tmp_path)
+    found = imagenet.training_run.read_run(tmp_path / "checkpoint.pt")
+    assert found.epoch == 2 and found.record["step"] == found.step
+
+
 def test_a_finished_run_that_is_started_again_exports_the_same(imagenet, train, data, tmp_path):
     argv = command_line(data, tmp_path / "run", "--resume", "auto")
     folders = [tmp_path / "run" / "r18", tmp_path / "r18"]
@@ -232,6 +329,24 @@ def test_a_finished_run_that_is_started_again_exports_the_same(imagenet, train, 
     )
     assert one.metadata == other.metadata and one.state_dict.keys() == other.state_dict.keys()
     assert all(torch.equal(value, other.state_dict[name]) for name, value in one.state_dict.items())
+
+
+def test_the_same_command_of_a_finished_run_leaves_its_folder(train, data, tmp_path, capsys):
+    """As a cluster may start it again. A folder with other weights is refused."""
+    argv = command_line(data, tmp_path / "run", "--resume", "auto")
+    argv += ["--export", str(tmp_path / "r18"), "--epochs", "1"]
+    assert train(argv) == 0
+    (tmp_path / "r18" / "README.md").write_text("edited")
+    assert train(argv) == 0
+    assert "with the weights of this run; left as it is" in capsys.readouterr().out
+    assert (tmp_path / "r18" / "README.md").read_text() == "edited"
+    more = [*argv, "--epochs", "2"]
+    assert "exists already" in error_of(train, capsys, more)  # before any further training
+    assert len(log_records(tmp_path / "run")) == 1
+    assert train([*more, "--export", str(tmp_path / "later")]) == 0
+    assert "exists already" in error_of(train, capsys, more)
+    (tmp_path / "r18" / "model.safetensors").unlink()
+    assert "exists already" in error_of(train, capsys, more)
 
 
 def test_an_existing_folder_is_refused_before_training(train, data, tmp_path, capsys):

@@ -37,7 +37,8 @@ def write_jsonl(path, method, seed, last, name="ensemble", **options):
     }
     record = {"epoch": 1, "step": 9, "arch": "resnet18", "method": method, "seed": seed, "lr": 0.1}
     record |= {"train": {"top1_errors": [60.0] * count}, "validation": validation}
-    record |= {key: options.pop(key) for key in ("data_fingerprint",) if key in options}
+    own = ("data_fingerprint", "decoding")
+    record |= {key: options.pop(key) for key in own if key in options}
     record |= {"options": options} if options else {}
     (path / "log.jsonl").write_text(json.dumps(record) + "\n")
 
@@ -111,6 +112,17 @@ def test_every_option_that_affects_the_result_separates_runs(wrn, imagenet):
     fields = set(options.Config.__dataclass_fields__) - {"seed", "epochs"}
     # A resumed run keeps its initial weights, whatever is given.
     assert fields - no_effect == fields - set(options.RESUME_MAY_CHANGE) | {"init"}
+
+
+def test_runs_whose_images_were_decoded_differently_are_not_averaged(wrn, tmp_path, capsys):
+    """Older logs do not name the decoding, which was 1."""
+    for seed, options in enumerate(({}, {"decoding": 1}, {"decoding": 2}, {"decoding": 2})):
+        write_jsonl(tmp_path / str(seed), "dks", seed, 50.0, **options)
+    rows, _ = report_of(wrn, capsys, tmp_path)
+    assert {label: row[0] for label, row in [*rows.items()][2:]} == {
+        "dks, decoding 1": "2",
+        "dks, decoding 2": "2",
+    }
 
 
 def test_runs_from_other_initial_weights_are_not_averaged(wrn, tmp_path, capsys):

@@ -90,8 +90,9 @@ def txt_options(record: dict) -> dict:
 
 
 def jsonl_options(record: dict) -> dict:
-    names = ("arch", "method", "seed", "data_fingerprint")
-    own = {name: record[name] for name in names if name in record}
+    """Return the options in a record of imagenet, and what else tells runs apart."""
+    names = ("arch", "method", "seed", "data_fingerprint", "decoding")
+    own = {"decoding": 1} | {name: record[name] for name in names if name in record}
     return own | record.get("options", {})
 
 
