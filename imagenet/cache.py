@@ -29,7 +29,7 @@ from data import ImageSets
 
 FORMAT = 1
 RESIZE = "bicubic: tensors for training, PIL for validation"
-PIXELS, FILES, STATE = "images.bin", "files.txt", "cache.json"
+PIXELS, FILES, STATE, LOCK = "images.bin", "files.txt", "cache.json", "cache.lock"
 THREADS = 16  # that ask for sizes and times; a network file system takes long for each
 
 

@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from cache import (
     FILES,
+    LOCK,
     PIXELS,
     CacheState,
     describe_files,
@@ -19,7 +20,7 @@ from cache import (
     read_state,
     write_error,
 )
-from cache_checks import check, require_space
+from cache_checks import check, check_folder
 from cached import read_from_cache
 from common.command_line import UserError
 from common.distributed import once_per_machine, print_once, rank
@@ -34,7 +35,6 @@ from workers import WorkerSignalGuard, worker_errors
 CHUNK = 64  # images that a worker writes at a time
 SAVE_S = 10  # seconds between two records of the progress, of which a kill loses the last
 POLL_S = 1
-LOCK = "cache.lock"
 
 
 def cached_sets(folder: Path, data: Path, sets: ImageSets, workers: int) -> ImageSets:
@@ -62,7 +62,7 @@ def make_or_check(folder: Path, data: Path, sets: ImageSets, processes: int) -> 
     lines = describe_files(data, sets)
     expected = expected_state(lines, sets)
     if not (folder / PIXELS).exists():
-        require_space(folder, expected)
+        check_folder(folder, expected)
         with wait_for_lock(folder):
             if not (folder / PIXELS).exists():  # another run may just have made it
                 build(folder, sets, expected, lines, processes)

@@ -5,7 +5,17 @@ import os
 from itertools import zip_longest
 from pathlib import Path
 
-from cache import FILES, FORMAT, PIXELS, RESIZE, STATE, CacheState, partial_files, read_state
+from cache import (
+    FILES,
+    FORMAT,
+    LOCK,
+    PIXELS,
+    RESIZE,
+    STATE,
+    CacheState,
+    partial_files,
+    read_state,
+)
 from common.command_line import UserError
 
 
@@ -17,7 +27,7 @@ def check(folder: Path, expected: CacheState, lines: list[str]) -> None:
         expected: state before anything is written.
         lines: of files.txt.
     """
-    remedy = f"delete {folder}, and the same command makes it anew, or choose another folder"
+    remedy = f"choose another folder, or delete {folder / PIXELS}, which is then made anew"
     state = read_state(folder)
     if state is None:
         raise UserError(f"--cache {folder}: {STATE} is missing or damaged; {remedy}")
@@ -30,6 +40,8 @@ def check(folder: Path, expected: CacheState, lines: list[str]) -> None:
         problem = f"made for --image-size {state.image_size}, not {expected.image_size}"
     elif state.source() != expected.source():
         problem = f"out of date: {describe_change(folder, lines)}"
+        if state.count != expected.count:
+            problem += f" ({state.count:,} images, now {expected.count:,})"
     else:
         return
     raise UserError(f"--cache {folder}: {problem}; {remedy}")
@@ -48,6 +60,20 @@ def describe_change(folder: Path, lines: list[str]) -> str:
                 return f"{name} has changed since it was made"
             return f"it has {was} where there is {name} now"
     return f"made from other files, and {FILES} is damaged"
+
+
+def check_folder(folder: Path, expected: CacheState) -> None:
+    """Print the size of a cache that is to be made.
+
+    Raises:
+        UserError: the folder holds something else, or the disk is too small.
+    """
+    names = os.listdir(folder) if folder.is_dir() else []
+    if names and not any(name.startswith((LOCK, STATE)) for name in names):
+        raise UserError(
+            f"--cache {folder}: has other files, such as {sorted(names)[0]}; choose a new folder"
+        )
+    require_space(folder, expected)
 
 
 def require_space(folder: Path, expected: CacheState) -> None:

@@ -50,6 +50,8 @@ def print_start(config: Config, sets: ImageSets, schedule: Schedule, device: tor
     computation = f"{describe_devices(device)}, {describe_dtype(config.dtype, device)}"
     print_once(f"{computation}, output folder {config.save}")
     print_once(str(schedule))
+    if len(sets.class_names) <= 5:
+        print_once("with five classes or fewer, the top-5 error is always 0")
     warn_of_few_images(config.batch_size, config.grad_accumulation, config.sync_bn)
 
 

@@ -21,13 +21,13 @@ def check_export(path: Path, in_run: bool = False, may_be_done: bool = False) ->
     Args:
         path: of the export.
         in_run: it is in the output folder of the run, which need not exist yet.
-        may_be_done: the run may have finished; an exported folder may then exist.
+        may_be_done: the run may have finished; its export may then exist.
 
     Raises:
-        UserError: the folder exists, the file cannot be written, or a package is missing.
+        UserError: it exists, it cannot be written, or a package is missing.
     """
-    done = may_be_done and (path / WEIGHTS_FILE).is_file()
-    if is_folder(path) and path.exists() and not done:
+    done = may_be_done and path.exists()
+    if path.exists() and not done:
         raise UserError(f"--export {path}: exists already; choose another name")
     if not in_run and not done:
         require_writable_file("--export", path)

@@ -18,7 +18,7 @@ from common.files import sync_folder, write_atomically
 from common.signals import defer_signals
 from data import ImageSets
 from engine import Trainer
-from export_path import WEIGHTS_FILE, is_folder
+from export_path import WEIGHTS_FILE, is_folder, weights_path
 from model_card import model_card
 from presets import IMAGENET_MEAN, IMAGENET_STD, resized_side
 from train_options import Config
@@ -70,7 +70,11 @@ def export_trained(config: Config, trainer: Trainer, sets: ImageSets) -> None:
     averaged = trainer.ema is not None
     model = trainer.ema.model if averaged else trainer.model
     metadata = Metadata(config.arch, sets.class_names, config.image_size, config.dtype)
-    if is_folder(config.export) and has_backbone(config.export, model, metadata):
+    if config.export.exists():
+        if not has_backbone(config.export, model, metadata):
+            raise UserError(
+                f"--export {config.export}: exists already, with other weights; choose another name"
+            )
         print(
             f"--export {config.export}: exists already, with the weights of this run; left as it is"
         )
@@ -89,12 +93,12 @@ def export_trained(config: Config, trainer: Trainer, sets: ImageSets) -> None:
     print(f"exported the backbone{' (averaged weights)' * averaged} to {config.export}")
 
 
-def has_backbone(folder: Path, model: nn.Module, metadata: Metadata) -> bool:
-    """Return whether an exported folder has exactly the backbone of this network."""
-    path = folder / WEIGHTS_FILE
-    if not path.is_file():
+def has_backbone(path: Path, model: nn.Module, metadata: Metadata) -> bool:
+    """Return whether an export has exactly the backbone of this network."""
+    file = weights_path(path)
+    if not file.is_file():
         return False
-    found, backbone = weights.read_checkpoint(path), weights.backbone_state_dict(model)
+    found, backbone = weights.read_checkpoint(file), weights.backbone_state_dict(model)
     return (
         found.metadata == metadata
         and found.state_dict.keys() == backbone.keys()

@@ -64,7 +64,7 @@ def model_card(
         "## Recipe",
         describe_recipe(run),
         "## Errors",
-        *describe_errors(run),
+        *describe_errors(config, run),
         "## Use",
         *describe_use(name, config),
         "## Limits",
@@ -123,7 +123,7 @@ def show(name: str, value: object) -> str:
     return str(value)
 
 
-def describe_errors(run: TrainingRun | None) -> list[str]:
+def describe_errors(config: Mapping, run: TrainingRun | None) -> list[str]:
     """Return paragraphs about the errors of this run, or why there are none."""
     if run is None:
         return ["Not known: the weights are not from a checkpoint of `train.py`."]
@@ -140,6 +140,8 @@ def describe_errors(run: TrainingRun | None) -> list[str]:
     explanation += "ensemble is the mean of the classifiers' probabilities."
     if run.averaged:
         explanation += f" All rows but “{AVERAGED}” are those of the last weights."
+    if config["num_classes"] <= 5:
+        explanation += " With five classes or fewer, the top-5 error is always 0."
     images = plural(run.record["validation"]["images"], "validation image")
     epochs = f"epoch {run.epoch} of {run.options['epochs']}"
     return [f"In percent, of the {images}, after {epochs}:", table, explanation]
@@ -189,8 +191,8 @@ def describe_limits(run: TrainingRun | None) -> str:
     if run and run.record:
         images = run.record["validation"]["images"]
         limits.append(
-            f"One validation image more or less is {100 / images:.2g} points of error. The errors "
-            "are those of these weights, not of the best epoch."
+            f"One validation image is {100 / images:.2g} % of them. The errors are those of these "
+            "weights, not of the best epoch."
         )
     if run and run.options.get("init"):
         limits.append("Training started from other weights, whose data and license matter too.")

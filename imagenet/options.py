@@ -66,8 +66,6 @@ def parse(argv: Sequence[str] | None = None) -> Config:
     if config.export:
         refuse_overwriting("--export", config.export, inputs)
         check_export(config.export)
-        if config.export.exists():
-            raise UserError(f"--export {config.export}: exists already; choose another name")
     return config
 
 
@@ -78,7 +76,7 @@ def check_weights(config: Config) -> None:
     if given != 1:
         raise UserError(
             f"{'several sources of' if given else 'no'} weights; expected one of "
-            "--model_path FILE, --pretrained, --torchvision-weights NAME and --download-only"
+            "--model_path FILE, --pretrained, --torchvision-weights NAME or --download-only"
         )
     if config.branches and not config.model_path:
         raise UserError("--branches: requires a checkpoint with branches; give --model_path FILE")

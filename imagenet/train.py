@@ -95,7 +95,7 @@ def train(config: Config, sets: ImageSets, device: torch.device) -> None:
     if trainer.epoch >= config.epochs:
         print_once(f"the run of {plural(config.epochs, 'epoch')} is already finished")
     elif config.export:
-        check_export(config.export, in_run=True)  # refuse a folder before the rest of the training
+        check_export(config.export, in_run=True)  # refuses before the rest of the training
     train_epochs(config, trainer, sets, sampler, schedule)
     if config.export and rank() == 0:
         export_trained(config, trainer, sets)

@@ -428,7 +428,16 @@ def test_a_cache_that_does_not_fit_is_refused(train, data, tmp_path, capsys, cha
     assert train(argv) == 0
     change(data, cache)
     error = error_of(train, capsys, [*argv, "--resume", "auto"])
-    assert message in error and f"delete {cache}, and the same command makes it anew" in error
+    assert message in error and f"or delete {cache / 'images.bin'}, which is then made" in error
+
+
+def test_a_folder_with_other_files_is_refused(train, data, tmp_path, capsys):
+    """Such as that of the images, which a later message could ask to delete."""
+    before = sorted(os.listdir(data))
+    for cache in (data, data / "train" / "cat"):
+        argv = command_line(data, tmp_path / "run", "--cache", str(cache))
+        assert f"--cache {cache}: has other files, such as " in error_of(train, capsys, argv)
+    assert sorted(os.listdir(data)) == before
 
 
 def test_what_ends_a_process_that_reads_a_truncated_file_is_printed(imagenet, data, tmp_path):

@@ -1,5 +1,6 @@
 """Checkpoints are written atomically; damaged, unsuitable or malicious files are rejected."""
 
+import errno
 import gc
 import os
 import pickle
@@ -200,6 +201,26 @@ def test_signal_is_deferred_until_the_file_is_written(wrn, saved, signum):
     with pytest.raises(wrn.signals.Interrupted), wrn.signals.raise_signals():
         wrn.checkpoint.write_atomically(saved, write)
     assert saved.read_bytes() == b"complete"
+
+
+def test_a_full_disk_is_named(wrn, saved):
+    """torch's zip writer raises an error of its own after that of the disk."""
+
+    def write(file):
+        try:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        finally:
+            raise RuntimeError("unexpected pos 15926976 vs 15926872")
+
+    with raises_user_error(wrn, "No space left on device; the previous version is intact"):
+        wrn.checkpoint.write_atomically(saved, write)
+
+
+@pytest.mark.parametrize("text", ["", "junk", "junk\n", "<html>"])
+def test_a_text_is_not_a_checkpoint(wrn, tmp_path, text):
+    (tmp_path / "x.pt").write_text(text)
+    with raises_user_error(wrn, "it contains code or is not a checkpoint"):
+        wrn.checkpoint.load(tmp_path / "x.pt")
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="requires Linux")

@@ -96,6 +96,26 @@ def test_export_of_an_unfinished_run_first_finishes_it(cifar_main, tmp_path):
     assert len(records(tmp_path / "run")) == 2 and exported.exists()
 
 
+def test_the_same_command_of_a_finished_run_keeps_its_export(cifar_main, tmp_path, capsys):
+    """As a cluster may start it again. A file with other weights is refused, before training."""
+    exported = tmp_path / "x.pt"
+    words = ("--method", "baseline", "--epoch_step", "[]", "--resume", "auto", "--export", exported)
+    words = (*words, "--save", tmp_path / "run", "--epochs")
+    assert cifar_main(*words, 1) == 0
+    before = exported.stat()
+    assert cifar_main(*words, 1) == 0
+    assert "with the weights of this run; left as it is" in capsys.readouterr().out
+    assert exported.stat().st_mtime_ns == before.st_mtime_ns
+    assert cifar_main(*words, 2) == 2
+    assert "x.pt: exists already; choose another name" in capsys.readouterr().err
+    assert len(records(tmp_path / "run")) == 1
+    content = torch.load(exported, weights_only=True)
+    next(iter(content["model"].values())).add_(1)
+    torch.save(content, exported)
+    assert cifar_main(*words, 1) == 2
+    assert "x.pt: exists already; choose another name" in capsys.readouterr().err
+
+
 def test_export_can_be_evaluated_without_other_options(
     main, cifar_main, cifar_run, tmp_path, capsys
 ):

@@ -279,7 +279,7 @@ def test_the_card_names_the_epoch_of_the_errors(imagenet, exported):
     """A run that is not finished, or was stopped early."""
     run = imagenet.training_run.read_run(exported[0] / "checkpoint.pt")
     run = run._replace(epoch=2, options=run.options | {"epochs": 90})
-    assert "after epoch 2 of 90:" in imagenet.model_card.describe_errors(run)[0]
+    assert "after epoch 2 of 90:" in imagenet.model_card.describe_errors({"num_classes": 3}, run)[0]
 
 
 @pytest.mark.parametrize(
@@ -347,6 +347,20 @@ def test_the_same_command_of_a_finished_run_leaves_its_folder(train, data, tmp_p
     assert "exists already" in error_of(train, capsys, more)
     (tmp_path / "r18" / "model.safetensors").unlink()
     assert "exists already" in error_of(train, capsys, more)
+
+
+def test_the_same_command_of_a_finished_run_leaves_its_file(train, data, tmp_path, capsys):
+    file = tmp_path / "r18.pth"
+    argv = command_line(data, tmp_path / "run", "--epochs", "1", "--export", str(file))
+    file.write_text("of another run")
+    assert "exists already" in error_of(train, capsys, argv)
+    file.unlink()
+    argv += ["--resume", "auto"]
+    assert train(argv) == 0
+    before = file.stat().st_mtime_ns
+    assert train(argv) == 0
+    assert "with the weights of this run; left as it is" in capsys.readouterr().out
+    assert file.stat().st_mtime_ns == before
 
 
 def test_an_existing_folder_is_refused_before_training(train, data, tmp_path, capsys):

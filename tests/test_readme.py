@@ -145,20 +145,31 @@ def test_every_flag_exists(wrn, imagenet, study, cifar_benchmark, imagenet_bench
 # --- The study's numbers
 
 
+def read_results(study, name):
+    """The study that its logs hold, and its plan."""
+    preset = study.presets.PRESETS[name]
+    return study.logs.read_study(ROOT / "study" / name, preset), preset
+
+
 @pytest.fixture(scope="module")
 def results(study):
-    """The study that its logs hold, and its plan."""
-    preset = study.presets.PRESETS["scaled"]
-    return study.logs.read_study(ROOT / "study" / "scaled", preset), preset
+    return read_results(study, "scaled")
 
 
-def test_the_study_s_tables_are_those_of_its_logs(study, results):
+@pytest.fixture(scope="module")
+def follow_up(study):
+    return read_results(study, "follow-up")
+
+
+def test_the_study_s_tables_are_those_of_its_logs(study, results, follow_up):
     """The table of costs is not compared: what memory it counts depends on PyTorch's version."""
     page = (ROOT / "docs" / "study.md").read_text()
     for table in (
         study.report.errors(*results),
         study.report.differences(*results),
         study.report.classifiers(results[0]),
+        study.report.gains(*follow_up),
+        study.report.differences(*follow_up),
     ):
         assert table.count("\n") > 5 and f"\n\n{table}\n\n" in page
 

@@ -208,8 +208,14 @@ def test_report_uses_the_last_tested_epoch(wrn, tmp_path, capsys):
     assert wrn.error_figure.error_curves([run.epochs], tested=True)[0] == [1, 2, 3]
     assert wrn.error_figure.error_curves([run.epochs], tested=False)[0] == [1, 2, 3, 4]
     path.write_text("json_stats: " + json.dumps(untested) + "\n")
-    with pytest.raises(wrn.command_line.UserError, match="tested epoch"):
+    with pytest.raises(wrn.command_line.UserError, match="no epoch is tested yet"):
         wrn.run_logs.read_runs([tmp_path])
+    write_log(tmp_path / "other", "ds", 1, 30.0)
+    words = [str(tmp_path / name) for name in ("run", "other")]
+    capsys.readouterr()
+    assert wrn.report.main(words) == 0
+    out, err = capsys.readouterr()
+    assert "| ds " in out and err == f"{words[0]}: no epoch is tested yet; left out\n"
 
 
 def test_report_does_not_choose_the_best_epoch(wrn, tmp_path, capsys):
@@ -239,7 +245,7 @@ def test_unsuitable_logs_are_one_line_errors(wrn, tmp_path, log, capsys):
     prefix = "json_stats: " if log == "log.txt" else ""
     for content, problem in (
         (None, "no log.txt or log.jsonl"),
-        ("", "no log.txt or log.jsonl"),
+        ("", "no epoch is tested yet"),
         (prefix + '{"epoch": 1}\n', "not the log of a run"),
         (prefix + '{"epoch": "}\n', "not a record"),
     ):

@@ -107,11 +107,12 @@ def test_runs_of_the_follow_up(study):
     assert all({f"dks{end}", f"baseline{end}"} <= rows for end, _ in preset.settings)
 
 
-def test_committed_logs_are_complete(study):
-    preset = study.presets.PRESETS["scaled"]
-    logged = study.logs.read_study(study.presets.LOGS / "scaled", preset)
+@pytest.mark.parametrize("name", ["scaled", "follow-up"])
+def test_committed_logs_are_complete(study, name):
+    preset = study.presets.PRESETS[name]
+    logged = study.logs.read_study(study.presets.LOGS / name, preset)
     assert {name: len(runs) for name, runs in logged.items()} == {
-        row.name: row.seeds for row in preset.rows
+        row.name: row.seeds for row in preset.reported_rows
     }
 
 

@@ -147,7 +147,9 @@ def load_folder(
 def find_test_folder(root: Path) -> Path:
     """Return `root`/test or `root`/val, whichever exists."""
     if not root.is_dir():
-        raise UserError(f"--dataroot {root}: no such folder; expected one with train/ and test/")
+        raise UserError(
+            f"--dataroot {root}: no such folder; give --dataroot DIR, with train/ and test/ in it"
+        )
     folders = [root / name for name in ("test", "val") if (root / name).is_dir()]
     if len(folders) != 1:
         found = "both; remove one of them" if folders else "neither"

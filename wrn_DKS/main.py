@@ -16,7 +16,7 @@ from pathlib import Path
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch: idle threads must not spin
 
 from common.command_line import exit_status, plural
-from options import Config, parse
+from options import Config, export_exists, parse
 
 if __name__ == "__main__" and {"-h", "--help"} & set(sys.argv[1:]):
     sys.exit(exit_status(parse))  # before the imports that take seconds
@@ -78,6 +78,8 @@ def train(config: Config, device: torch.device) -> None:
         if loaded:
             print_once(f"resumed from {loaded.source}: {plural(finished, 'epoch')} done")
         if finished < config.epochs:
+            if config.export and config.export.exists():
+                raise export_exists(config.export)
             print_once(trainer.schedule.describe(config.epochs))
         else:
             print_once(f"the run of {plural(finished, 'epoch')} is already finished")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from common.command_line import DTYPES, UserError, require_file, require_writable_file
 from common.flag_groups import NO_REGULARIZATION
-from common.run_folder import checkpoint_path, refuse_overwriting
+from common.run_folder import CHECKPOINT, checkpoint_path, refuse_overwriting
 from flags import IMAGE_SIZES, build_parser
 from schedule import scaled_milestones
 
@@ -128,14 +128,19 @@ def check_files(config: Config) -> None:
     for image in config.predict:
         require_file("--predict", image, "an image")
     if config.export is not None:
-        if config.export.exists():
-            raise UserError(f"--export {config.export}: exists already; choose another name")
         require_writable_file("--export", config.export)
+        may_be_done = config.resume == "auto" and (config.save / CHECKPOINT).is_file()
+        if config.export.exists() and not may_be_done:
+            raise export_exists(config.export)
     if config.json is not None:
         require_writable_file("--json", config.json)
         if config.export and config.json.resolve() == config.export.resolve():
             raise UserError(f"--json {config.json}: the same file as --export; choose another name")
         refuse_overwriting("--json", config.json, (config.checkpoint, *config.predict))
+
+
+def export_exists(path: Path) -> UserError:
+    return UserError(f"--export {path}: exists already; choose another name")
 
 
 def use_recorded(config: Config, recorded: dict, source: Path) -> Config:

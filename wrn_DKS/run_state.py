@@ -25,7 +25,7 @@ from common.distributed import print_once, world_size
 from data import IMAGE_SIZES, DatasetInfo
 from engine import Trainer
 from legacy import is_legacy, legacy_weights
-from options import Config
+from options import Config, export_exists
 from wide_resnet import group_channels, network_size
 
 FORMAT = 1
@@ -115,9 +115,29 @@ def save_run(path: Path, trainer: Trainer, config: Config, info: DatasetInfo, ep
 
 
 def export_backbone(path: Path, backbone: dict, config: Config, info: DatasetInfo) -> None:
-    """Save the weights of a backbone without branches."""
-    checkpoint.save(path, model_content(backbone, config, info) | {"dataset": config.dataset})
+    """Save the weights of a backbone without branches. Keep a file that has exactly them.
+
+    Raises:
+        UserError: a file with other content exists, or the file can't be written.
+    """
+    content = model_content(backbone, config, info) | {"dataset": config.dataset}
+    if path.exists():
+        if not same_content(checkpoint.load(path), content):
+            raise export_exists(path)
+        print_once(f"--export {path}: exists already, with the weights of this run; left as it is")
+        return
+    checkpoint.save(path, content)
     print_once(f"exported the backbone to {path}")
+
+
+def same_content(one: dict, other: dict) -> bool:
+    """Return whether two exported backbones are equal."""
+    weights, expected = one.get("model", {}), other["model"]
+    return (
+        one | {"model": None} == other | {"model": None}
+        and weights.keys() == expected.keys()
+        and all(torch.equal(weights[name], value) for name, value in expected.items())
+    )
 
 
 def load_checkpoint(path: Path) -> LoadedCheckpoint:

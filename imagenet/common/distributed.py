@@ -80,10 +80,10 @@ def select_device(device: str) -> torch.device:
         torch.empty(1, device=chosen)
     except (RuntimeError, AssertionError) as error:
         gpus = torch.cuda.device_count()
+        remedy = "--device cpu, or at most one process per GPU" if gpus else "--device cpu"
         raise UserError(
             f"--device {device}: not available on this machine, where PyTorch finds "
-            f"{plural(gpus, 'GPU')}; use another device, such as --device cpu, or at most one "
-            "process per GPU"
+            f"{plural(gpus, 'GPU')}; use {remedy}"
         ) from error
     return chosen
 

@@ -33,10 +33,12 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
                 os.fsync(file.fileno())
             os.replace(temporary, path)
             sync_folder(path.parent)
-    except (OSError, RuntimeError) as error:  # torch's zip writer turns OSError into RuntimeError
+    except (OSError, RuntimeError) as error:
+        # torch's zip writer raises a RuntimeError of its own after an OSError.
+        cause = error.__context__ if isinstance(error.__context__, OSError) else error
         kept = "the previous version is intact; " if path.exists() else ""
         raise UserError(
-            f"{path} can't be saved: {one_line(error, 150)}; {kept}"
+            f"{path} can't be saved: {one_line(cause, 150)}; {kept}"
             "free some space or choose another folder"
         ) from error
     finally:

@@ -40,8 +40,9 @@ def load(path: Path) -> dict:
     except UserError:
         raise
     except Exception as error:  # a damaged pickle can raise almost any exception
-        unsafe = "Unsupported" in str(error) or "WeightsUnpickler" in str(error)
-        reason = "it contains code or is not a checkpoint" if unsafe else one_line(error, 150)
+        # A text that is unpickled raises KeyError or struct.error, whose messages say nothing.
+        known = isinstance(error, (OSError, RuntimeError, MemoryError))
+        reason = one_line(error, 150) if known else "it contains code or is not a checkpoint"
         raise UserError(
             f"{path} can't be loaded as a checkpoint: {reason}; use an undamaged file that "
             "contains only tensors and plain values"

@@ -89,7 +89,8 @@ def bounded_number(
 def require_file(flag: str, path: Path, what: str) -> None:
     """Raise `UserError` if there is no file at `path`; `what` describes the expected file."""
     if not path.is_file():
-        raise UserError(f"{flag} {path}: no such file; give the path of {what}")
+        problem = "a folder" if path.is_dir() else "no such file"
+        raise UserError(f"{flag} {path}: {problem}; give the path of {what}")
 
 
 def require_writable_file(flag: str, path: Path) -> None:

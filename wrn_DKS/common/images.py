@@ -115,10 +115,15 @@ def image_errors(path: Path) -> Iterator[None]:
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file; give the path of an image") from error
     except UnidentifiedImageError as error:  # whose message names the buffer
-        raise UserError(f"{path}: not an image that can be read (unknown format)") from error
-    except Exception as error:  # a decoder can raise almost any exception on a damaged file
         raise UserError(
-            f"{path}: not an image that can be read ({one_line(error, 150)})"
+            f"{path}: not an image that can be read (unknown format); repair or remove it"
+        ) from error
+    except IsADirectoryError as error:
+        raise UserError(f"{path}: a folder; give the path of an image") from error
+    except Exception as error:  # a decoder can raise almost any exception on a damaged file
+        reason = (isinstance(error, OSError) and error.strerror) or error
+        raise UserError(
+            f"{path}: not an image that can be read ({one_line(reason, 150)}); repair or remove it"
         ) from error
 
 

@@ -3,6 +3,7 @@
 This module does not import torch, so that `report.py` does not wait for it.
 """
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -120,20 +121,29 @@ def read_log(path: Path) -> Run:
 def read_runs(folders: Sequence[Path]) -> list[Run]:
     """Read the runs in `folders` and their subfolders, each once, if an epoch was tested.
 
+    A folder with other runs only is named on standard error.
+
     Raises:
-        UserError: a folder does not exist or has no such run.
+        UserError: a folder does not exist or has no log, or no folder has such a run.
     """
     runs: dict[Path, Run] = {}
+    untested = []
     for folder in folders:
         if not folder.is_dir():
             raise UserError(f"{folder}: no such folder; give the --save folder of a run")
         logs = (path for path in sorted(folder.rglob("log.*")) if path.name in FORMATS)
         found = {path.resolve(): read_log(path.resolve()) for path in logs if path.is_file()}
-        found = {path: run for path, run in found.items() if run.tested}
         if not found:
             raise UserError(
-                f"{folder}: no {' or '.join(FORMATS)} with a tested epoch; give the --save folder "
-                "of a run, or a folder that contains several"
+                f"{folder}: no {' or '.join(FORMATS)}; give the --save folder of a run, or a "
+                "folder that contains several"
             )
-        runs |= found
+        tested = {path: run for path, run in found.items() if run.tested}
+        if not tested:
+            untested.append(f"{folder}: no epoch is tested yet")
+        runs |= tested
+    if not runs:
+        raise UserError(f"{untested[0]}; try again after the first test")
+    for line in untested:
+        print(f"{line}; left out", file=sys.stderr)
     return list(runs.values())
