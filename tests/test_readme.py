@@ -180,11 +180,14 @@ def cells(table):
     return {first: rest for first, *rest in rows}
 
 
-def test_the_readme_s_numbers_are_the_study_s_and_the_paper_s(study, results):
+def test_the_readme_s_numbers_are_the_study_s_and_the_paper_s(study, results, follow_up):
     own, published = cells(study.report.errors(*results)), study.published
     (table,) = re.findall(r"^\| network, data .*?\n\n", TEXT, re.MULTILINE | re.DOTALL)
     (row,) = [rest for first, rest in cells(table).items() if first.startswith("WRN-16-1")]
     assert row[1:4] == [own[method][1] for method in ("baseline", "ds", "dks")]
+    others = cells(study.report.errors(*follow_up))
+    row = cells(table)["the same, 20 other classes"]
+    assert row[1:4] == [others[f"{each}-21to40"][1] for each in ("baseline", "ds", "dks")]
     row = cells(table)["WRN-28-10, CIFAR-100"]
     assert row[1:4] == [published.error("baseline"), "", published.error("dks")]
     for index, network in enumerate(("ResNet-18", "ResNet-50", "ResNet-152")):
@@ -202,6 +205,11 @@ def test_the_readme_s_numbers_are_the_study_s_and_the_paper_s(study, results):
         mean, interval = gains[pair][1:3]
         low, high = interval.split(" to ")
         assert says.format(*(value.removeprefix("-") for value in (mean, high, low))) in words
+    found = cells(study.report.gains(*follow_up))
+    settings = ("classes 21 to 40", "label smoothing 0.1", "CutMix, α = 1")
+    values = [found[setting][4].removeprefix("-") for setting in settings]
+    says = "on the other classes (by {}), with label smoothing ({}) and with CutMix ({})"
+    assert says.format(*values) in words
 
 
 # --- The examples
