@@ -115,7 +115,16 @@ def test_names_of_functions_and_tables_exist():
         for path in (ROOT / folder).glob("*.py")
     )
     assert "NETWORKS" in names and len(names) > 5
-    others = {"IMAGENET", "FOLDER", "PATH", "DIR", "LICENSE", "PIP_EXTRA_INDEX_URL", "state_dict"}
+    others = {
+        "IMAGENET",
+        "FOLDER",
+        "PATH",
+        "DIR",
+        "CACHE",
+        "LICENSE",
+        "PIP_EXTRA_INDEX_URL",
+        "state_dict",
+    }
     others |= {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME"}
     others |= {"destroy_process_group", "random_scheme", "SIGBUS"}  # PyTorch's; of logs; a signal
     others |= {"crop_mode", "crop_pct"}  # timm's
