@@ -50,7 +50,7 @@ ELSEWHERE = {
     "checkpoint.pt", "log.txt", "log.jsonl", "logs/demo/error.png", "model.pt7", ".safetensors",
     "ILSVRC2012_img_val.tar", "ILSVRC2012_devkit_t12.tar.gz", "LOC_val_solution.csv", "val/",
     "torch.compile", "lock.owner", ".pt", ".pth", "model.safetensors", "config.json", "own-r18/",
-    "torch.save", "runs/base",
+    "torch.save", "runs/base", "images.bin",
 }  # fmt: skip
 
 
