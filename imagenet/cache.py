@@ -153,7 +153,7 @@ def open_pixels(folder: Path) -> tuple[CacheState, Tensor]:
     except (OSError, ValueError) as error:
         raise UserError(f"--cache {folder}: can't be read ({error})") from error
     if state is None or len(pixels) != state.offset(state.count):
-        raise UserError(f"--cache {folder}: damaged; delete it or choose another folder")
+        raise UserError(f"--cache {folder}: damaged; delete {folder / PIXELS}")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # PyTorch warns of memory that can't be written
         return state, torch.from_numpy(pixels)

@@ -13,6 +13,7 @@ from cache import (
     FILES,
     LOCK,
     PIXELS,
+    STATE,
     CacheState,
     describe_files,
     expected_state,
@@ -96,11 +97,8 @@ def build(
     try:
         if state is None or state.source() != expected.source():
             if old := partial_files(folder):
-                print(
-                    f"--cache {folder}: begun with other images or options, or by another version; "
-                    "begun again",
-                    flush=True,
-                )
+                reason = f"it is of other images, options or another version, or without {STATE}"
+                print(f"--cache {folder}: begun again, because {reason}", flush=True)
             for path in old:
                 path.unlink()
             state = expected

@@ -15,6 +15,7 @@ from cache import (
     CacheState,
     partial_files,
     read_state,
+    write_error,
 )
 from common.command_line import UserError
 
@@ -68,10 +69,14 @@ def check_folder(folder: Path, expected: CacheState) -> None:
     Raises:
         UserError: the folder holds something else, or the disk is too small.
     """
-    names = os.listdir(folder) if folder.is_dir() else []
-    if names and not any(name.startswith((LOCK, STATE)) for name in names):
+    try:
+        names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    except OSError as error:
+        raise write_error(folder, error) from error
+    others = sorted(names - {"lost+found"})  # a disk of its own has that
+    if others and not any(name.startswith((LOCK, STATE)) for name in others):
         raise UserError(
-            f"--cache {folder}: has other files, such as {sorted(names)[0]}; choose a new folder"
+            f"--cache {folder}: has other files, such as {others[0]}; choose a new folder"
         )
     require_space(folder, expected)
 

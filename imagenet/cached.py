@@ -145,7 +145,8 @@ def read_from_cache(folder: Path, sets: ImageSets) -> ImageSets:
     if state.unreadable and not sets.train.skip_unreadable:
         raise UserError(
             f"{sets.train.paths[state.unreadable[0]]}: could not be read when --cache {folder} was "
-            f"made; use --skip-unreadable, or replace the image and delete {folder}"
+            f"made; use --skip-unreadable, or replace the image and delete "
+            f"{folder / PIXELS}"
         )
     end = state.offset(state.train)
     squares = pixels[:end].view(-1, state.side, state.side, 3)

@@ -28,11 +28,15 @@ def check_export(path: Path, in_run: bool = False, may_be_done: bool = False) ->
     """
     done = may_be_done and path.exists()
     if path.exists() and not done:
-        raise UserError(f"--export {path}: exists already; choose another name")
+        raise export_exists(path)
     if not in_run and not done:
         require_writable_file("--export", path)
     if path.suffix not in (".pth", ".pt") and find_spec("safetensors") is None:
         raise UserError(f"--export {path}: writing it requires: pip install safetensors")
+
+
+def export_exists(path: Path) -> UserError:
+    return UserError(f"--export {path}: exists already; choose another name")
 
 
 def refuse_output_of_run(path: Path, save: Path, log: str) -> None:

@@ -18,7 +18,7 @@ from common.files import sync_folder, write_atomically
 from common.signals import defer_signals
 from data import ImageSets
 from engine import Trainer
-from export_path import WEIGHTS_FILE, is_folder, weights_path
+from export_path import WEIGHTS_FILE, export_exists, is_folder, weights_path
 from model_card import model_card
 from presets import IMAGENET_MEAN, IMAGENET_STD, resized_side
 from train_options import Config
@@ -36,7 +36,7 @@ def export(
 
     Args:
         model: the network, without wrappers.
-        path: the file to write or replace, or the folder to create.
+        path: the file to write, or the folder to create.
         metadata: of the network.
         source: where the weights come from, for the model card.
         run: the training, if it is known.
@@ -72,9 +72,7 @@ def export_trained(config: Config, trainer: Trainer, sets: ImageSets) -> None:
     metadata = Metadata(config.arch, sets.class_names, config.image_size, config.dtype)
     if config.export.exists():
         if not has_backbone(config.export, model, metadata):
-            raise UserError(
-                f"--export {config.export}: exists already, with other weights; choose another name"
-            )
+            raise export_exists(config.export)
         print(
             f"--export {config.export}: exists already, with the weights of this run; left as it is"
         )
@@ -95,10 +93,11 @@ def export_trained(config: Config, trainer: Trainer, sets: ImageSets) -> None:
 
 def has_backbone(path: Path, model: nn.Module, metadata: Metadata) -> bool:
     """Return whether an export has exactly the backbone of this network."""
-    file = weights_path(path)
-    if not file.is_file():
+    try:
+        found = weights.read_checkpoint(weights_path(path))
+    except UserError:  # missing, damaged or something else
         return False
-    found, backbone = weights.read_checkpoint(file), weights.backbone_state_dict(model)
+    backbone = weights.backbone_state_dict(model)
     return (
         found.metadata == metadata
         and found.state_dict.keys() == backbone.keys()

@@ -191,7 +191,7 @@ def describe_limits(run: TrainingRun | None) -> str:
     if run and run.record:
         images = run.record["validation"]["images"]
         limits.append(
-            f"One validation image is {100 / images:.2g} % of them. The errors are those of these "
+            f"One validation image is {100 / images:.2g} % of all. The errors are those of these "
             "weights, not of the best epoch."
         )
     if run and run.options.get("init"):

@@ -60,5 +60,7 @@ def fixed_options(options: Mapping) -> dict:
     `--init` is one of them, because a resumed run keeps that of its checkpoint.
     """
     free = {*RESUME_MAY_CHANGE, "epochs", "grad_accumulation"} - {"init"}
+    if options.get("lr_schedule") == "cosine":  # which depends on the number of epochs
+        free.remove("epochs")
     options = NO_REGULARIZATION | {"init": ""} | options  # what older runs do not have
     return {name: value for name, value in options.items() if name not in free}

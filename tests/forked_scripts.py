@@ -15,7 +15,7 @@ import torchvision  # noqa: F401
 
 
 def start(argv: list[str], path: list[str], cwd: str, output: str, variables: dict) -> int:
-    """Fork a process that runs a script as `python` does; return its ID.
+    """Fork a process that runs a script; return its ID.
 
     Args:
         argv: path of the script, and its arguments.
@@ -27,7 +27,7 @@ def start(argv: list[str], path: list[str], cwd: str, output: str, variables: di
     pid = os.fork()
     if pid:
         return pid
-    sys.stdin.close()
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     for descriptor, suffix in ((1, "out"), (2, "err")):
         file = os.open(f"{output}.{suffix}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(file, descriptor)

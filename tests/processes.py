@@ -78,10 +78,15 @@ class ForkedPython:
 
     def wait(self, pid: int) -> subprocess.CompletedProcess:
         """Wait for a process; return its exit status and output."""
-        status = self._request("wait", pid)
-        return subprocess.CompletedProcess(
-            pid, status, *(f.read_text() for f in self._outputs[pid])
-        )
+        try:
+            status = self._request("wait", pid)
+        except BaseException:  # such as a time limit; the next request needs its own answer
+            kill_descendants(pid)
+            os.kill(pid, signal.SIGKILL)
+            self._server.stdout.readline()
+            raise
+        out, err = (file.read_text() for file in self._outputs[pid])
+        return subprocess.CompletedProcess(pid, status, out, err)
 
     def run(self, script: Path, *argv, **options) -> subprocess.CompletedProcess:
         """Run a script; return its exit status and output. The arguments are those of `start`."""

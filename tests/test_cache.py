@@ -166,6 +166,7 @@ def test_without_skip_unreadable_an_image_ends_the_run(train, data, tmp_path, ca
     assert train([*argv, "--skip-unreadable", "--epochs", "1"]) == 0
     error = error_of(train, capsys, argv)
     assert "eel_2.png: could not be read when" in error and "--skip-unreadable" in error
+    assert error.endswith(f"and delete {tmp_path / 'cache' / 'images.bin'}\n")
 
 
 def test_a_file_that_vanishes_while_the_cache_is_made_is_unreadable(imagenet, data, tmp_path):

@@ -212,6 +212,11 @@ def test_a_full_disk_is_named(wrn, saved):
 
     with raises_user_error(wrn, "No space left on device; the previous version is intact"):
         wrn.checkpoint.write_atomically(saved, write)
+    with raises_user_error(wrn, "Not a directory"):
+        try:
+            raise OSError("unrelated")
+        except OSError:
+            wrn.checkpoint.write_atomically(saved / "x", write)
 
 
 @pytest.mark.parametrize("text", ["", "junk", "junk\n", "<html>"])

@@ -305,6 +305,13 @@ def test_the_record_in_the_log_is_of_the_same_run(imagenet, exported, tmp_path, 
     assert not is_found or found.record["epoch"] == 2
 
 
+def test_with_cosine_the_record_is_of_as_many_epochs(imagenet):
+    fixed = imagenet.training_run.fixed_options
+    for schedule, are_equal in (("steps", True), ("cosine", False)):
+        one, other = ({"lr_schedule": schedule, "epochs": epochs} for epochs in (90, 100))
+        assert (fixed(one) == fixed(other)) == are_equal
+
+
 def test_the_training_of_an_older_checkpoint_is_known(imagenet, exported, tmp_path):
     """It does not name the decoding, nor the options that are newer."""
     run, _ = exported

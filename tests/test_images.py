@@ -91,7 +91,9 @@ def test_a_read_is_tried_again_after_an_error_that_can_pass(
 def test_the_fourth_failed_read_is_an_error(wrn, tmp_path, monkeypatch):
     path = write_image(tmp_path / "x.png")
     reads = FailingReads(wrn.images, monkeypatch, errno.EIO, failures=4)
-    with pytest.raises(wrn.command_line.UserError, match="x.png: .*Input/output error"):
+    with pytest.raises(
+        wrn.command_line.UserError, match="x.png: can't be read .Input/output error.$"
+    ):
         wrn.images.read_rgb(path)
     assert reads.reads == 4
 
@@ -108,6 +110,8 @@ def test_a_damaged_file_is_read_once(wrn, tmp_path, monkeypatch):
     path = write_image(tmp_path / "x.png")
     path.write_bytes(path.read_bytes()[:500])
     reads = FailingReads(wrn.images, monkeypatch, errno.EIO, failures=0)
-    with pytest.raises(wrn.command_line.UserError, match="x.png: not an image that can be read"):
+    with pytest.raises(
+        wrn.command_line.UserError, match="x.png: not an image .*; repair or remove"
+    ):
         wrn.images.read_rgb(path)
     assert reads.reads == 1

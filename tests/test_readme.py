@@ -215,10 +215,14 @@ def test_the_readme_s_numbers_are_the_study_s_and_the_paper_s(study, results, fo
         low, high = interval.split(" to ")
         assert says.format(*(value.removeprefix("-") for value in (mean, high, low))) in words
     found = cells(study.report.gains(*follow_up))
-    settings = ("classes 21 to 40", "label smoothing 0.1", "CutMix, α = 1")
-    values = [found[setting][4].removeprefix("-") for setting in settings]
-    says = "on the other classes (by {}), with label smoothing ({}) and with CutMix ({})"
-    assert says.format(*values) in words
+    for setting, says in (
+        ("classes 21 to 40", "on the other classes by {} ({} to {})"),
+        ("label smoothing 0.1", "with label smoothing by {} ({} to {})"),
+        ("CutMix, α = 1", "with CutMix by {} ({} to {})"),
+    ):
+        mean, interval = found[setting][4:6]
+        low, high = interval.split(" to ")
+        assert says.format(*(value.removeprefix("-") for value in (mean, high, low))) in words
 
 
 # --- The examples

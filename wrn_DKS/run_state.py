@@ -122,7 +122,11 @@ def export_backbone(path: Path, backbone: dict, config: Config, info: DatasetInf
     """
     content = model_content(backbone, config, info) | {"dataset": config.dataset}
     if path.exists():
-        if not same_content(checkpoint.load(path), content):
+        try:
+            is_same = same_content(checkpoint.load(path), content)
+        except UserError:  # damaged or something else
+            is_same = False
+        if not is_same:
             raise export_exists(path)
         print_once(f"--export {path}: exists already, with the weights of this run; left as it is")
         return

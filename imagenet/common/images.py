@@ -118,12 +118,11 @@ def image_errors(path: Path) -> Iterator[None]:
         raise UserError(
             f"{path}: not an image that can be read (unknown format); repair or remove it"
         ) from error
-    except IsADirectoryError as error:
-        raise UserError(f"{path}: a folder; give the path of an image") from error
     except Exception as error:  # a decoder can raise almost any exception on a damaged file
-        reason = (isinstance(error, OSError) and error.strerror) or error
+        if isinstance(error, OSError) and error.strerror:  # the file may be undamaged
+            raise UserError(f"{path}: can't be read ({error.strerror})") from error
         raise UserError(
-            f"{path}: not an image that can be read ({one_line(reason, 150)}); repair or remove it"
+            f"{path}: not an image that can be read ({one_line(error, 150)}); repair or remove it"
         ) from error
 
 

@@ -35,7 +35,8 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
             sync_folder(path.parent)
     except (OSError, RuntimeError) as error:
         # torch's zip writer raises a RuntimeError of its own after an OSError.
-        cause = error.__context__ if isinstance(error.__context__, OSError) else error
+        is_second = isinstance(error, RuntimeError) and isinstance(error.__context__, OSError)
+        cause = error.__context__ if is_second else error
         kept = "the previous version is intact; " if path.exists() else ""
         raise UserError(
             f"{path} can't be saved: {one_line(cause, 150)}; {kept}"

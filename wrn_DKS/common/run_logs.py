@@ -121,7 +121,7 @@ def read_log(path: Path) -> Run:
 def read_runs(folders: Sequence[Path]) -> list[Run]:
     """Read the runs in `folders` and their subfolders, each once, if an epoch was tested.
 
-    A folder with other runs only is named on standard error.
+    A folder in which no run has a tested epoch is named on standard error.
 
     Raises:
         UserError: a folder does not exist or has no log, or no folder has such a run.
