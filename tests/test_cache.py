@@ -347,6 +347,21 @@ def test_a_disk_that_is_too_small_is_refused_at_once(train, imagenet, data, tmp_
     cached(imagenet, folder, data)
 
 
+def test_an_interrupted_build_may_fill_the_disk(imagenet, tmp_path, monkeypatch):
+    """What it has written on the disk counts as free, and its lock may be removed."""
+    state = imagenet.cache.CacheState("", 15, 5, 36, 41)
+    state.write(tmp_path)
+    monkeypatch.setattr(imagenet.cache.os, "statvfs", disk_with(0))
+    with open(tmp_path / state.partial_name(), "wb") as file:
+        file.truncate(state.offset(state.count))  # takes no space yet
+        with pytest.raises(imagenet.command_line.UserError, match="only 0.0 MB are free"):
+            imagenet.cache_checks.check_folder(tmp_path, state)
+        file.write(os.urandom(state.offset(state.count)))
+        file.flush()
+        os.fsync(file.fileno())
+    imagenet.cache_checks.check_folder(tmp_path, state)
+
+
 def test_a_cache_of_imagenet_takes_what_the_documentation_says(imagenet):
     state = imagenet.cache.CacheState("", 1_281_167, 50_000, 224, 256)
     size = f"{state.offset(state.count) / 1e9:.0f} GB"
@@ -413,9 +428,9 @@ def touch_without_list(data, cache):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (touch, "out of date: 'train/cat/cat_3.png' has changed since it was made"),
+        (touch, "out of date: 'train/cat/cat_3.png' has changed since it was made; "),
         (resize, "out of date: 'val/dog/dog_1.png' has changed since it was made"),
-        (remove, "out of date: it has 'train/dog/dog_0.png' where there is 'train/dog/dog_1.png'"),
+        (remove, "dog_0.png' where there is 'train/dog/dog_1.png' now (20 images, now 19); "),
         (add, "out of date: it has 'train/eel/eel_0.png' where there is 'train/dog/dog_9.png'"),
         (truncate, "damaged: images.bin has 1,000 bytes, not "),
         (edit, "cache.json is missing or damaged"),

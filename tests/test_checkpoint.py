@@ -7,6 +7,7 @@ import random
 import resource
 import signal
 import stat
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -138,6 +139,19 @@ def test_code_in_a_checkpoint_is_not_run(wrn, tmp_path, zipped):
     with raises_user_error(wrn, "can't be loaded"):
         wrn.checkpoint.load(path)
     assert not made.exists()
+
+
+def test_a_compressed_file_is_not_loaded(wrn, saved, tmp_path):
+    """It could expand without limit."""
+    path = tmp_path / "x.pt"
+    with (
+        zipfile.ZipFile(saved) as archive,
+        zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as compressed,
+    ):
+        for name in archive.namelist():
+            compressed.writestr(name, archive.read(name))
+    with raises_user_error(wrn, "compressed zip file"):
+        wrn.checkpoint.load(path)
 
 
 def test_format_before_pytorch_1_6_loads(wrn, network, tmp_path):

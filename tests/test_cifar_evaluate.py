@@ -118,6 +118,36 @@ def test_the_same_command_of_a_finished_run_keeps_its_export(cifar_main, tmp_pat
         exported.write_text("something else")
 
 
+def test_an_export_may_exist_only_if_its_run_may_have_finished(wrn, tmp_path):
+    """However it is spelled, --json is another file."""
+    run, file = tmp_path / "run", tmp_path / "x.pt"
+    parse, refused = wrn.options.parse, wrn.command_line.UserError
+    auto = ["--save", str(run), "--resume", "auto", "--export"]
+    run.mkdir()
+    file.touch()
+    with pytest.raises(refused, match="exists already"):
+        parse([*auto, str(file)])
+    (run / "checkpoint.pt").touch()
+    parse([*auto, str(file)])
+    with pytest.raises(refused, match="the same file as --export"):
+        parse([*auto, str(file), "--json", str(run / ".." / "x.pt")])
+
+
+def test_exports_are_the_same_only_if_everything_agrees(wrn):
+    same_content = wrn.run_state.same_content
+    one = {"format": 1, "mean": [0.5], "model": {"a": torch.zeros(2)}}
+    assert same_content(one | {"model": {"a": torch.zeros(2)}}, one)
+    for other in (
+        {},  # any other file
+        one | {"mean": [0.4]},
+        one | {"epoch": 1},
+        one | {"model": {}},
+        one | {"model": {"a": torch.ones(2)}},
+        one | {"model": one["model"] | {"b": torch.zeros(2)}},
+    ):
+        assert not same_content(other, one)
+
+
 def test_export_can_be_evaluated_without_other_options(
     main, cifar_main, cifar_run, tmp_path, capsys
 ):

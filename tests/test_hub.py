@@ -119,6 +119,14 @@ def test_weights_of_wide_resnets(load, wrn, cifar_run):
     assert torch.equal(alone, expected[0])
 
 
+def test_wide_resnets_have_the_mode_and_the_dropout_that_were_asked_for(load, cifar_run):
+    for weights in (None, str(cifar_run / "checkpoint.pt")):
+        network = load("wide_resnet", depth=10, width=0.25, dropout=0.4, weights=weights)
+        assert not network.training
+        dropouts = [each.p for each in network.modules() if isinstance(each, torch.nn.Dropout)]
+        assert set(dropouts) == {0.4}
+
+
 @pytest.mark.parametrize(
     ("options", "says"),
     [

@@ -249,7 +249,8 @@ def test_the_card_tells_data_method_and_initial_weights(imagenet, exported):
 def test_the_averaged_weights_are_in_the_folder(imagenet, exported):
     run, folder = exported
     content = load_checkpoint(run)
-    state = imagenet.weights.read_checkpoint(folder / "model.safetensors").state_dict
+    _, state, metadata = imagenet.weights.read_checkpoint(folder / "model.safetensors")
+    assert metadata == ("resnet18", ["cat", "dog", "eel"], 40, content["options"]["dtype"])
     assert torch.equal(state["fc.weight"], content["ema"]["fc.weight"])
     assert not torch.equal(state["fc.weight"], content["model"]["fc.weight"])
 
@@ -261,6 +262,11 @@ def test_a_folder_has_a_backbone_only_if_everything_agrees(imagenet, tmp_path):
     has_backbone = imagenet.exports.has_backbone
     assert has_backbone(tmp_path / "a", network, metadata)
     assert not has_backbone(tmp_path / "a", network, metadata._replace(class_names=["dog", "cat"]))
+    imagenet.exports.export(network, tmp_path / "b.pth", metadata, "random")
+    state = torch.load(tmp_path / "b.pth", weights_only=True)
+    del state["fc.bias"]
+    torch.save(state, tmp_path / "b.pth")
+    assert not has_backbone(tmp_path / "b.pth", network, metadata)
     network.fc.bias.data[0] += 1
     assert not has_backbone(tmp_path / "a", network, metadata)
     config = json.loads((tmp_path / "a" / "config.json").read_text())
@@ -323,6 +329,20 @@ def test_the_training_of_an_older_checkpoint_is_known(imagenet, exported, tmp_pa
     assert found.epoch == 2 and found.record["step"] == found.step
 
 
+def test_the_training_is_known_without_its_record(imagenet, exported, tmp_path):
+    """There may be no log, or an old one whose records have no options. An export has neither."""
+    run, folder = exported
+    content = load_checkpoint(run) | {"ema": {}, "optimizer": {}}
+    torch.save(content, tmp_path / "checkpoint.pt")
+    read_run = imagenet.training_run.read_run
+    found = read_run(tmp_path / "checkpoint.pt")
+    assert (found.epoch, found.averaged, found.record) == (2, False, None)
+    record = {"epoch": 2, "step": found.step}
+    (tmp_path / "log.jsonl").write_text(json.dumps(record) + "\n")
+    assert read_run(tmp_path / "checkpoint.pt").record is None
+    assert read_run(folder / "model.safetensors") is None
+
+
 def test_a_finished_run_that_is_started_again_exports_the_same(imagenet, train, data, tmp_path):
     argv = command_line(data, tmp_path / "run", "--resume", "auto")
     folders = [tmp_path / "run" / "r18", tmp_path / "r18"]
@@ -382,6 +402,24 @@ def test_an_existing_folder_is_refused_before_training(train, data, tmp_path, ca
     argv = command_line(data, tmp_path / "new" / "run", "--export", str(tmp_path / "new"))
     assert "the run writes in this folder" in error_of(train, capsys, argv)
     assert os.listdir(tmp_path) == ["there"]
+
+
+def test_an_export_may_exist_only_if_its_run_may_have_finished(imagenet, tmp_path):
+    """Anything else is refused when a run is resumed, too. Its folder need not exist yet."""
+    run, file = tmp_path / "run", tmp_path / "a.pth"
+    parse, refused = imagenet.train_options.parse, imagenet.command_line.UserError
+    auto = ["DATA", "--save", str(run), "--resume", "auto", "--export"]
+    parse([*auto, str(tmp_path / "x" / ".." / "run" / "a.pth")])
+    file.touch()
+    with pytest.raises(refused, match="exists already"):
+        parse([*auto, str(file)])
+    run.mkdir()
+    (run / "checkpoint.pt").touch()
+    parse([*auto, str(file)])
+    with pytest.raises(refused, match="no such folder"):
+        parse([*auto, str(tmp_path / "no" / "a.pth")])
+    with pytest.raises(refused, match="exists already"):
+        parse(["DATA", "--save", str(run), "--export", str(file)])
 
 
 def test_a_folder_is_written_completely_or_not_at_all(imagenet, tmp_path, monkeypatch):

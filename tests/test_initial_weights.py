@@ -128,6 +128,24 @@ def test_a_thousand_unnamed_classes_are_imagenet_s(imagenet, start, tmp_path):
     assert changed(*start(path, synsets[::-1]), other.state_dict()) == {"rest"}
 
 
+def test_only_a_thousand_unnamed_classes_are_imagenet_s(imagenet):
+    """A bias that is not a tensor is one of no classes."""
+    module, metadata = imagenet.initial_weights, imagenet.weights.Metadata()
+    own, names = {"fc.bias": torch.zeros(1001)}, [f"class {i}" for i in range(1001)]
+    for bias, says in ((torch.zeros(1001), ""), (3, "that of the weights has 0 classes, this run")):
+        loaded = module.LoadedCheckpoint("", {"fc.bias": bias}, metadata)
+        reason = module.other_classes(loaded, own, names)
+        assert reason.startswith(says) and bool(reason) == bool(says)
+
+
+def test_nothing_is_random_in_a_backbone_with_its_own_classes(imagenet, trained, tmp_path, capsys):
+    path = save_weights(tmp_path / "a.pth", trained.state_dict())
+    model = imagenet.resnet.build("resnet50", branches=False, num_classes=3)
+    imagenet.initial_weights.initialize_backbone(model, "resnet50", str(path), NAMES)
+    assert torch.equal(model.fc.bias, trained.fc.bias)
+    assert capsys.readouterr().out.endswith("; random: nothing\n")
+
+
 def test_torchvision_s_weights_are_loaded_by_name(imagenet, start, tmp_path, monkeypatch):
     """From torch's cache."""
     monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path))
@@ -157,7 +175,7 @@ def test_unusable_weights_are_refused(imagenet, start, trained, tmp_path, monkey
         ("nowhere.pth", "no such file or folder, and torchvision's weights for resnet"),
         ("IMAGENET1K_V9", "IMAGENET1K_V1"),
         (tmp_path / "damaged.pth", "damaged"),
-        (tmp_path / "empty", "no such file"),
+        (tmp_path / "empty", "checkpoint.pt: no such file"),
         (short, "missing keys bn1.bias" if arch == "resnet50" else "not weights of a resnet18"),
     ]
     if arch == "resnet18":

@@ -56,6 +56,7 @@ def test_parents_of_any_depth_and_both_kinds_of_logs(wrn, tmp_path, capsys):
         write_log(tmp_path / "runs" / "deep" / f"dks{seed}", "dks", seed, error)
     write_log(tmp_path / "runs" / "baseline", "baseline", 1, 30.0)
     write_log(tmp_path / "half", "baseline", 2, 31.0, epochs=2)
+    (tmp_path / "runs" / "log.txt").mkdir()  # not a log
     write_jsonl(tmp_path / "im" / "new", "dks", 0, 50.0)
     write_jsonl(tmp_path / "im" / "old", "ds", 0, 60.0, name="averaged")
     twice = tmp_path / "runs" / "baseline"  # in runs/, too: read once
@@ -216,6 +217,8 @@ def test_report_uses_the_last_tested_epoch(wrn, tmp_path, capsys):
     assert wrn.report.main(words) == 0
     out, err = capsys.readouterr()
     assert "| ds " in out and err == f"{words[0]}: no epoch is tested yet; left out\n"
+    assert wrn.report.main([str(tmp_path)]) == 0  # one of its runs is tested
+    assert capsys.readouterr().err == ""
 
 
 def test_report_does_not_choose_the_best_epoch(wrn, tmp_path, capsys):

@@ -4,6 +4,7 @@ import json
 from dataclasses import replace
 from math import sqrt
 from statistics import mean, stdev
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -77,6 +78,7 @@ def rows(table, title):
 
 def test_tables(study, tables, logs):
     text = tables(logs)
+    assert "Gain of DKS" not in text  # this study has no settings
     assert rows(text, "Top-1 error") == {
         "baseline": ["3 of 5", "31.17 ± 1.26", "3.12 ± 0.13", "30.17 ± 1.26", "3",
                      "18.72 ± 0.24"],
@@ -224,6 +226,43 @@ def test_gains(study, tmp_path, monkeypatch):
     assert sorted(axes.lines[0].get_xdata()) == pytest.approx(sorted(plain))
     labels = [label.get_text() for label in axes.get_yticklabels()]
     assert labels == ["plain recipe, classes 1 to 20 (n = 3)", "CutMix, α = 1 (n = 3)"]
+
+
+def test_columns_without_values_are_left_out(study):
+    """A column of zeros has values; a table without rows keeps its titles."""
+    lines = [("x", "", 0), ("y", "", 0)]
+    rows = ["| a | c |", "| --- | --- |", "| x | 0 |", "| y | 0 |"]
+    assert study.report.markdown("a", "b", "c", lines=lines).splitlines() == rows
+    assert study.report.markdown("a", "b", lines=[]).splitlines() == ["| a | b |", rows[1]]
+
+
+def test_gains_are_of_the_seeds_that_both_have(study):
+    """At least two, also to compare them with those of the plain recipe."""
+    errors = {  # by row and seed
+        "baseline": {1: 30.0, 2: 31.0, 3: 33.0},
+        "dks": {1: 29.0, 2: 29.0, 3: 30.0, 4: 10.0},
+        "baseline-a": {2: 30.0, 3: 30.0},
+        "dks-a": {1: 5.0, 2: 28.0, 3: 29.0},
+        "baseline-b": {3: 30.0, 4: 30.0},
+        "dks-b": {3: 29.0, 4: 28.0},
+        "baseline-c": {1: 30.0},
+        "dks-c": {1: 29.0},
+    }
+    runs = {
+        row: {seed: SimpleNamespace(epochs=[{"test_acc": 100 - e}]) for seed, e in each.items()}
+        for row, each in errors.items()
+    }
+    preset = SimpleNamespace(settings=(("", "plain"), *((f"-{name}", name) for name in "abc")))
+    gains = study.gains.read_gains(runs, preset)
+    assert [(gain.label, gain.by_seed) for gain in gains] == [
+        ("plain", {1: -1, 2: -2, 3: -3}),
+        ("a", {2: -2, 3: -1}),
+        ("b", {3: -1, 4: -2}),
+    ]
+    rows = study.gains.gain_rows(gains)
+    assert [(row[1], row[5], row[7]) for row in rows] == [
+        ("3", "-2.00", ""), ("2", "-1.50", "+1.00"), ("2", "-1.50", "")
+    ]  # fmt: skip
 
 
 def test_pairs_have_the_same_seeds(study, tables, logs):
