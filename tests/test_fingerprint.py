@@ -4,6 +4,7 @@ import shutil
 
 import pytest
 from cifar_runs import records
+from synthetic import write_folders
 from training import command_line, log_records, run_train, write_data
 
 
@@ -18,6 +19,12 @@ def wrn_fingerprint(wrn, data):
 
 def imagenet_fingerprint(imagenet, data):
     return imagenet.data.find_image_sets(data, None, 40, "crop").fingerprint()
+
+
+def test_a_class_may_be_in_the_training_images_alone(wrn, imagenet, tmp_path):
+    write_folders(tmp_path, {"cat": 2, "dog": 1, "eel": 2}, "train")
+    write_folders(tmp_path, {"dog": 1}, "val")
+    assert wrn_fingerprint(wrn, tmp_path) == imagenet_fingerprint(imagenet, tmp_path)
 
 
 def test_both_folders_give_the_same_data_the_same_fingerprint(wrn, imagenet, data, tmp_path):

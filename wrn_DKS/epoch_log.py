@@ -88,7 +88,7 @@ def data_fingerprint(name: str, root: Path) -> str:
     if name == "folder":
         parts = (list_images(folder) for folder in (root / "train", find_test_folder(root)))
         train, test = (
-            zip((part.classes[label] for label in part.labels), part.paths, strict=True)
+            zip(map(part.classes.__getitem__, part.labels), part.paths, strict=True)
             for part in parts
         )
         return fingerprint_files(train, test)

@@ -90,7 +90,7 @@ def flat(attempt: Attempt, root: Path) -> None:
         if number % 10_000 == 0:  # file systems limit the number of hard links
             files.append(write_image(attempt.folder / f"{number}.png", number, size=(8, 8)))
         os.link(files[-1], val / f"ILSVRC2012_val_{number + 1:08}.png")
-    expect_user_error(evaluate(attempt, val.parent), f"{IMAGES} images", "--val-labels")
+    expect_user_error(evaluate(attempt, val.parent), f"{IMAGES:,} images", "--val-labels")
     labels = attempt.folder / "labels.txt"
     lines = [f"ILSVRC2012_val_{number + 1:08}.png n01440764" for number in range(IMAGES - 3)]
     labels.write_text("\n".join(lines))
