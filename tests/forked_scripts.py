@@ -1,4 +1,4 @@
-"""Run Python scripts in forks of one process that has imported torch and torchvision.
+"""Run Python scripts in forks of one process that has imported torch, torchvision and tensorboard.
 
 Reads requests from standard input, a JSON list per line, and answers each with a number:
 ["start", arguments of `start`...] with the process ID;
@@ -11,6 +11,7 @@ import runpy
 import sys
 
 import torch
+import torch.utils.tensorboard
 import torchvision  # noqa: F401
 
 

@@ -15,12 +15,17 @@ import types
 import torch
 import torchvision
 
+def is_blocked(name):
+    blocked = ("tqdm", "tensorboard", "matplotlib", "gdown", "scipy", "timm", "safetensors")
+    return name.split(".")[0] in blocked
+
 class Blocker:
     def find_spec(self, name, *rest):
-        blocked = ("tqdm", "tensorboard", "matplotlib", "gdown", "scipy", "timm", "safetensors")
-        if name.split(".")[0] in blocked:
+        if is_blocked(name):
             raise ImportError(f"{name} is blocked")
 
+for name in filter(is_blocked, list(sys.modules)):  # imported by torch, or before this script
+    del sys.modules[name]
 sys.meta_path.insert(0, Blocker())
 own = sys.modules["common"] = types.ModuleType("common")  # of the user's project
 path, modules = list(sys.path), set(sys.modules)

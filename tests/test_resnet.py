@@ -1,5 +1,6 @@
 """ResNets with branches: sizes, weights and logits."""
 
+import functools
 from functools import partial
 
 import pytest
@@ -64,13 +65,18 @@ def test_branches_have_the_configured_size(imagenet, arch, block, expansion, sha
         assert sum(p.numel() for p in branch.parameters()) == blocks + classifier
 
 
+@functools.cache
+def cost(imagenet, arch, branches):
+    return imagenet.metrics.cost(partial(imagenet.resnet.build, arch, branches), 224)
+
+
 def test_documented_sizes(imagenet):
     """The columns are "11.69 M, 1.81 G": parameters and multiply-adds."""
     page = (ROOT / "docs" / "imagenet.md").read_text()
     for arch in imagenet.resnet.NETWORKS:
         cells = page.split(f"| `{arch}` |")[1].split("\n")[0].split("|")
         for branches, cell in ((False, cells[2]), (True, cells[3])):
-            size = imagenet.metrics.cost(partial(imagenet.resnet.build, arch, branches), 224)
+            size = cost(imagenet, arch, branches)
             expected = f"{size.parameters / 1e6:.2f} M, {size.multiply_adds / 1e9:.2f} G"
             assert cell.strip() == expected
 
@@ -84,7 +90,7 @@ def test_without_branches_they_equal_torchvisions_networks(imagenet):
         def ours(arch=arch):
             return imagenet.resnet.build(arch, branches=False)
 
-        assert imagenet.metrics.cost(ours, 224) == imagenet.metrics.cost(plain, 224), arch
+        assert cost(imagenet, arch, False) == imagenet.metrics.cost(plain, 224), arch
         with torch.device("meta"):
             expected, state_dict = plain().state_dict(), ours().state_dict()
         shapes = {k: v.shape for k, v in state_dict.items()}
