@@ -50,8 +50,10 @@ class ForkedPython:
     def __init__(self, folder: Path):
         self._folder = folder
         self._outputs = {}  # by process ID
+        environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
         self._server = subprocess.Popen(
             [sys.executable, Path(__file__).with_name("forked_scripts.py")],
+            env=environment,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

@@ -31,30 +31,27 @@ def test_no_other_file_is_duplicated():
         assert one.read_bytes() != other.read_bytes()
 
 
-def run_copy(name, tmp_path, command):
-    """Copy a script folder and run a command in the copy; return the copy and the output."""
+def run_copy(python, name, tmp_path, script, *words):
+    """Copy a script folder and run a script in the copy; return the copy and the output."""
     copy = tmp_path / "elsewhere"
     shutil.copytree(ROOT / name, copy)
-    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-    done = subprocess.run(
-        [sys.executable, *command], cwd=copy, env=environment, capture_output=True, text=True
-    )
+    done = python.run(copy / script, *words, path=[copy], cwd=copy)
     assert done.returncode == 0, done.stderr
     return copy, done.stdout
 
 
-def test_wrn_dks_runs_when_copied_away(tmp_path):
+def test_wrn_dks_runs_when_copied_away(python, tmp_path):
     words = "main.py --dataset digits --depth 10 --width 0.25 --epochs 1 --batch_size 512"
-    copy, out = run_copy("wrn_DKS", tmp_path, [*words.split(), "--save", "run"])
+    copy, out = run_copy(python, "wrn_DKS", tmp_path, *words.split(), "--save", "run")
     assert "test error of the backbone" in out
     assert (copy / "run" / "checkpoint.pt").exists()
 
 
-def test_imagenet_runs_when_copied_away(tmp_path):
+def test_imagenet_runs_when_copied_away(python, tmp_path):
     for split in ("train", "val"):
         write_folders(tmp_path / "images", {"cat": 2, "dog": 2}, split)
     words = "train.py --method baseline --image-size 33 --epochs 1 -j 0 -b 4 --save run".split()
-    copy, out = run_copy("imagenet", tmp_path, [*words, str(tmp_path / "images")])
+    copy, out = run_copy(python, "imagenet", tmp_path, *words, tmp_path / "images")
     assert "epoch 1/1" in out
     assert (copy / "run" / "checkpoint.pt").exists()
 
