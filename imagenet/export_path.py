@@ -26,10 +26,10 @@ def check_export(path: Path, in_run: bool = False, may_be_done: bool = False) ->
     Raises:
         UserError: it exists, it cannot be written, or a package is missing.
     """
-    done = may_be_done and path.exists()
-    if path.exists() and not done:
-        raise export_exists(path)
-    if not in_run and not done:
+    if path.exists():
+        if not may_be_done:
+            raise export_exists(path)
+    elif not in_run:
         require_writable_file("--export", path)
     if path.suffix not in (".pth", ".pt") and find_spec("safetensors") is None:
         raise UserError(f"--export {path}: writing it requires: pip install safetensors")

@@ -92,7 +92,7 @@ def test_the_fourth_failed_read_is_an_error(wrn, tmp_path, monkeypatch):
     path = write_image(tmp_path / "x.png")
     reads = FailingReads(wrn.images, monkeypatch, errno.EIO, failures=4)
     with pytest.raises(
-        wrn.command_line.UserError, match="x.png: can't be read .Input/output error.$"
+        wrn.command_line.UserError, match="x.png: can't be read .Input/output error.; check"
     ):
         wrn.images.read_rgb(path)
     assert reads.reads == 4

@@ -120,7 +120,9 @@ def image_errors(path: Path) -> Iterator[None]:
         ) from error
     except Exception as error:  # a decoder can raise almost any exception on a damaged file
         if isinstance(error, OSError) and error.strerror:  # the file may be undamaged
-            raise UserError(f"{path}: can't be read ({error.strerror})") from error
+            raise UserError(
+                f"{path}: can't be read ({error.strerror}); check its disk and its permissions"
+            ) from error
         raise UserError(
             f"{path}: not an image that can be read ({one_line(error, 150)}); repair or remove it"
         ) from error
