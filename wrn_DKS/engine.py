@@ -15,10 +15,10 @@ from common.progress import Progress
 from common.sgd import clear_momentum, make_sgd
 from layout import memory_format
 from loader import Batch, Batches
+from networks import build_network
 from options import Config
 from schedule import StepSchedule
 from synergy import Losses, SynergyLoss, pairwise_divergences
-from wide_resnet import DROPOUT, WideResNet
 
 MOMENTUM = 0.9  # as in the paper and the released code
 
@@ -147,9 +147,8 @@ class Trainer:
 
 def make_trainer(config: Config, num_classes: int, device: torch.device, branches: bool) -> Trainer:
     """Build the network and its trainer for these options."""
-    dropout = DROPOUT if config.dropout else 0.0
     torch.manual_seed(config.seed)
-    model = WideResNet(config.depth, config.width, num_classes, dropout, branches)
+    model = build_network(config, num_classes, branches)
     if config.sync_bn:
         model = synchronize_batch_norms(model, device)
     trainer = Trainer(
@@ -161,7 +160,7 @@ def make_trainer(config: Config, num_classes: int, device: torch.device, branche
             config.synergy_weight,
             config.label_smoothing,
         ),
-        StepSchedule(config.lr, config.epoch_step, config.lr_decay_ratio),
+        StepSchedule(config.lr, config.epoch_step, config.lr_decay_ratio, config.arch == "wrn"),
         config.weight_decay,
         getattr(torch, config.dtype),
         device,

@@ -17,9 +17,9 @@ from common.run_logs import classifier_names
 from common.scalar_log import ScalarLog
 from data import CIFAR, find_test_folder
 from engine import EpochResult, Trainer
+from networks import build_network
 from options import Config
 from synergy import Losses
-from wide_resnet import WideResNet
 
 LOG = "log.txt"
 PREFIX = "json_stats: "  # of each line, as in the released code
@@ -158,7 +158,7 @@ def tensorboard_scalars(results: EpochResults, method: str) -> dict[str, float]:
 
 def print_costs(config: Config, num_classes: int, branches: bool) -> None:
     """Print the cost of the network for inference and, if it has branches, for training."""
-    network = partial(WideResNet, config.depth, config.width, num_classes)
+    network = partial(build_network, config, num_classes)
     for with_branches in (False, True)[: 1 + branches]:
         purpose = "training, with branches" if with_branches else "inference"
         size = cost(partial(network, branches=with_branches), config.image_size)
@@ -179,7 +179,7 @@ def errors_by_name(result: EpochResult) -> dict[str, float]:
 
 
 # What a test depends on; those of the training are in the checkpoint.
-TEST_OPTIONS = ("dataset", "dataroot", "image_size", "depth", "width", "batch_size")
+TEST_OPTIONS = ("dataset", "dataroot", "image_size", "arch", "depth", "width", "batch_size")
 
 
 def write_results(config: Config, source: Path, device: torch.device, test: EpochResult) -> None:

@@ -4,6 +4,8 @@ from pathlib import Path
 
 import torch
 
+import resnet
+import wide_resnet
 from common import checkpoint
 from common.command_line import UserError, plural
 from common.distributed import describe_devices, print_once, rank, world_size
@@ -15,9 +17,9 @@ from data import IMAGE_SIZES, DatasetInfo, Split, load_dataset
 from engine import EpochResult, Trainer, make_trainer
 from epoch_log import print_costs, print_errors, write_results
 from loader import Batches, StoppableBatches
+from networks import build_network
 from options import Config, check_epochs, check_given_options, use_recorded
 from run_state import LoadedCheckpoint, export_backbone, load_checkpoint
-from wide_resnet import WideResNet, blocks_per_group, group_channels
 
 MOST_LIKELY = 5  # classes that are printed for each image
 
@@ -30,9 +32,15 @@ def check_network(config: Config) -> None:
             f"--dataset {config.dataset}: its images have {native_size} pixels, not "
             f"{config.image_size}; choose another dataset, or leave out --image-size"
         )
+    if config.arch == "resnet" and (config.dropout or config.width != 1):
+        given = "--dropout" if config.dropout else f"--width {config.width:g}"
+        raise UserError(f"{given}: only for --arch wrn; leave it out")
     try:
-        blocks_per_group(config.depth)
-        group_channels(config.width)
+        if config.arch == "resnet":
+            resnet.blocks_per_group(config.depth)
+        else:
+            wide_resnet.blocks_per_group(config.depth)
+            wide_resnet.group_channels(config.width)
     except ValueError as error:
         raise UserError(f"--{error}") from error  # begins with `depth` or `width`
 
@@ -138,7 +146,7 @@ def export_finished_run(config: Config) -> bool:
         raise UserError("--json and --export of a finished run: add --evaluate, which tests it")
     check_given_options(loaded.options, config, loaded.source)
     config = use_recorded(config, loaded.recorded(), loaded.source)
-    network = WideResNet(config.depth, config.width, len(loaded.info.classes), branches=False)
+    network = build_network(config, len(loaded.info.classes), branches=False)
     checkpoint.load_weights(network, loaded.backbone, loaded.source)
     if rank() == 0:
         export_backbone(config.export, network.state_dict(), config, loaded.info)

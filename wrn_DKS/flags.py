@@ -64,18 +64,23 @@ def add_data_flags(group) -> None:
 
 def add_model_flags(group) -> None:
     group.add_argument(
+        "--arch",
+        choices=("wrn", "resnet"),
+        default="wrn",
+        help="wide residual network, or the CIFAR ResNet of He et al. with the recipe for it",
+    )
+    group.add_argument(
         "--depth",
         metavar="N",
         type=bounded_number(int, 1, 1206),
-        default=28,
-        help="number of layers, 6n + 4",
+        help="number of layers: 6n + 4 (default: 28), or 6n + 2 of a resnet (default: 32)",
     )
     group.add_argument(
         "--width",
         metavar="X",
         type=bounded_number(float, 0, 64),
-        default=10.0,
-        help="multiplier of the 16, 32 and 64 channels of the three groups",
+        help="multiplier of the 16, 32 and 64 channels of the three groups (default: 10); a "
+        "resnet has width 1",
     )
     group.add_argument(
         "--dropout", action="store_true", help="use dropout with probability 0.3 in each block"
@@ -87,8 +92,7 @@ def add_optimization_flags(group) -> None:
         "--epochs",
         metavar="N",
         type=bounded_number(int, 1),
-        default=200,
-        help="number of epochs",
+        help="number of epochs (default: 200; resnet: 164)",
     )
     group.add_argument(
         "-b",
@@ -111,15 +115,13 @@ def add_optimization_flags(group) -> None:
         "--lr-factor",
         metavar="X",
         type=bounded_number(float, 0),
-        default=0.2,
-        help="learning-rate decay factor at each milestone",
+        help="learning-rate decay factor at each milestone (default: 0.2; resnet: 0.1)",
     )
     group.add_argument(
         "--weight_decay",
         metavar="X",
         type=bounded_number(float, 0),
-        default=5e-4,
-        help="weight decay of all trainable parameters",
+        help="weight decay of all trainable parameters (default: 5e-4; resnet: 1e-4)",
     )
 
 
@@ -129,7 +131,8 @@ def add_milestone_flags(group) -> None:
         metavar="EPOCHS",
         type=start_epochs,
         help="epochs (1-based) at whose start the learning rate is decayed (default: at 30, 60 and "
-        "80 percent of the epochs, which is [60,120,160] of 200)",
+        "80 percent of the epochs, which is [60,120,160] of 200; resnet: at 50 and 75 percent, "
+        "[82,123] of 164)",
     )
     group.add_argument(
         "--lr-milestones",

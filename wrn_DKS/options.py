@@ -10,6 +10,24 @@ from common.run_folder import CHECKPOINT, checkpoint_path, refuse_overwriting
 from flags import IMAGE_SIZES, build_parser
 from schedule import scaled_milestones
 
+# The released recipe of WRN-28-10, and the one of He et al. for a ResNet.
+DEFAULTS = {
+    "wrn": {
+        "depth": 28,
+        "width": 10.0,
+        "epochs": 200,
+        "lr_decay_ratio": 0.2,
+        "weight_decay": 5e-4,
+    },
+    "resnet": {
+        "depth": 32,
+        "width": 1.0,
+        "epochs": 164,
+        "lr_decay_ratio": 0.1,
+        "weight_decay": 1e-4,
+    },
+}
+
 
 @dataclass(frozen=True)
 class Config:
@@ -19,6 +37,7 @@ class Config:
     dataroot: Path
     image_size: int
     nthread: int
+    arch: str
     depth: int
     width: float
     dropout: bool
@@ -52,6 +71,8 @@ class Config:
 
     @property
     def network(self) -> str:
+        if self.arch == "resnet":
+            return f"ResNet-{self.depth}"
         return f"WRN-{self.depth}-{self.width:g}"
 
     @property
@@ -70,6 +91,8 @@ class Config:
         return {key: value for key, value in self.to_dict().items() if key in RESUME_MUST_MATCH}
 
 
+# Values of options in checkpoints and logs that lack them.
+OLDER_OPTIONS = NO_REGULARIZATION | {"arch": "wrn"}
 NOT_LOGGED = ("predict", "json", "given")
 # Options that do not affect the numbers of an epoch, except that `sync_bn` changes the statistics
 # of batch normalization, as the number of processes does.
@@ -91,13 +114,14 @@ def parse(argv: Sequence[str] | None = None) -> Config:
     parser = build_parser()
     given = parser.parse_given(argv)
     options = vars(parser.parse_args([])) | given
+    options |= {k: v for k, v in DEFAULTS[options["arch"]].items() if options[k] is None}
     gpus = options.pop("ngpu")
     if gpus > 1:
         raise UserError(
             f"--ngpu {gpus}: to use several GPUs, run torchrun --nproc_per_node {gpus} main.py …"
         )
     if "epoch_step" not in given:
-        options["epoch_step"] = scaled_milestones(options["epochs"])
+        options["epoch_step"] = scaled_milestones(options["epochs"], options["arch"])
     options["dtype"] = DTYPES[options["dtype"]]
     options["image_size"] = options["image_size"] or IMAGE_SIZES[options["dataset"]]
     options["predict"] = tuple(options["predict"] or ())
@@ -186,7 +210,7 @@ def check_epochs(finished: int, config: Config, source: Path) -> None:
 
 def check_given_options(options: dict, config: Config, source: Path) -> None:
     """Raise `UserError` if an option that was given differs from the stored one of a run."""
-    options = NO_REGULARIZATION | options
+    options = OLDER_OPTIONS | options
     changed = [
         f"--{name} {value} (was {options.get(name)})"
         for name, value in config.resume_options().items()
@@ -200,7 +224,7 @@ def check_given_options(options: dict, config: Config, source: Path) -> None:
 
 def check_options_unchanged(options: dict, config: Config, source: Path) -> None:
     """Raise `UserError` if the stored options differ in one that must not change."""
-    options = NO_REGULARIZATION | options
+    options = OLDER_OPTIONS | options
     changed = [
         f"--{flag} {value} (was {options.get(flag)})"
         for flag, value in config.resume_options().items()

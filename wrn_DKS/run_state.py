@@ -25,8 +25,9 @@ from common.distributed import print_once, world_size
 from data import IMAGE_SIZES, DatasetInfo
 from engine import Trainer
 from legacy import is_legacy, legacy_weights
+from networks import network_size
 from options import Config, export_exists
-from wide_resnet import group_channels, network_size
+from wide_resnet import group_channels
 
 FORMAT = 1
 NETWORK_KEYS = {
@@ -68,9 +69,9 @@ class LoadedCheckpoint:
     def recorded(self) -> dict:
         """Return what the file says of the options of the network and the data."""
         if self.info is None:
-            return dict(zip(("depth", "width"), network_size(self.weights), strict=True))
+            return dict(zip(("depth", "width"), network_size(self.weights, "wrn"), strict=True))
         known = self.options | self.content
-        names = ("depth", "width", "image_size", "dataset", "dataroot")
+        names = ("arch", "depth", "width", "image_size", "dataset", "dataroot")
         return {name: known[name] for name in names if name in known}
 
 
@@ -78,6 +79,7 @@ def model_content(model: dict, config: Config, info: DatasetInfo) -> dict:
     """Return the part of a checkpoint that an exported backbone has too."""
     return {
         "format": FORMAT,
+        "arch": config.arch,
         "depth": config.depth,
         "width": config.width,
         "image_size": config.image_size,
@@ -158,7 +160,7 @@ def load_checkpoint(path: Path) -> LoadedCheckpoint:
     if is_legacy(content):
         return LoadedCheckpoint(path, content, legacy_weights(content, path), None)
     checkpoint.require_keys(content, NETWORK_KEYS, path)
-    unknown = content.keys() - NETWORK_KEYS.keys() - RUN_KEYS.keys() - {"dataset"}
+    unknown = content.keys() - NETWORK_KEYS.keys() - RUN_KEYS.keys() - {"dataset", "arch"}
     if content["format"] != FORMAT or unknown:
         found = f"an unknown key {min(map(str, unknown))!r}" if unknown else content["format"]
         raise UserError(
@@ -175,7 +177,7 @@ def check_recorded(loaded: LoadedCheckpoint) -> None:
     """Raise `UserError` if what a file records is not possible or not that of its weights."""
     try:
         recorded = loaded.recorded()
-        depth, width = network_size(loaded.weights)
+        depth, width = network_size(loaded.weights, recorded.get("arch", "wrn"))
         same_width = group_channels(width) == group_channels(recorded["width"])
         valid = depth == recorded["depth"] and same_width and 8 <= recorded["image_size"] <= 1024
         valid &= isinstance(recorded.get("dataroot", ""), str)

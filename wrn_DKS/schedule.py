@@ -4,19 +4,19 @@ from typing import NamedTuple
 
 from common.command_line import plural
 
-PERCENT = (30, 60, 80)  # of the epochs: the paper's milestones are 60, 120 and 160 of 200
+# In percent of the epochs: 60, 120 and 160 of 200, and 82 and 123 of 164.
+PERCENT = {"wrn": (30, 60, 80), "resnet": (50, 75)}
 
 
 class StepSchedule(NamedTuple):
-    """Step decay at milestones, given as 1-based epochs.
-
-    As in the released code, which creates a new optimizer at each milestone, the momentum buffers
-    are reset there too.
-    """
+    """Step decay at milestones, given as 1-based epochs."""
 
     lr: float
     milestones: tuple[int, ...]  # 1-based epochs at whose start the rate decays
     ratio: float  # decay factor
+    # Whether milestones reset the momentum buffers, as in the released code, which creates a new
+    # optimizer there.
+    reset_momentum: bool = True
 
     def rate(self, epoch: int) -> float:
         """Return the learning rate of `epoch` (0-based)."""
@@ -28,7 +28,7 @@ class StepSchedule(NamedTuple):
 
     def resets_momentum(self, epoch: int) -> bool:
         """Return whether the momentum buffers are reset at the start of `epoch` (0-based)."""
-        return epoch + 1 in self.milestones
+        return self.reset_momentum and epoch + 1 in self.milestones
 
     def describe(self, epochs: int) -> str:
         """Return a line that says at which of the epochs the rate falls and to what."""
@@ -41,10 +41,10 @@ class StepSchedule(NamedTuple):
         return f"{start}, decayed to {', '.join(steps)}"
 
 
-def scaled_milestones(epochs: int) -> tuple[int, ...]:
-    """Return the paper's milestones for another number of epochs: 30, 60 and 80 % of it, rounded.
+def scaled_milestones(epochs: int, arch: str) -> tuple[int, ...]:
+    """Return the paper's milestones for another number of epochs, in proportion and rounded.
 
     In runs of a few epochs, milestones coincide or would be in the first epoch; these are left out.
     """
-    rounded = ((percent * epochs + 50) // 100 for percent in PERCENT)
+    rounded = ((percent * epochs + 50) // 100 for percent in PERCENT[arch])
     return tuple(sorted({epoch for epoch in rounded if 1 < epoch <= epochs}))
