@@ -1,8 +1,10 @@
 # make demo: train baseline, DS and DKS on the digits that ship, then compare them.
 # make test: the whole test suite and the linter.
 # make test-oldest: the test suite with the oldest versions that requirements.txt allows.
-# make torture: faults and bad input by the hundred, under 30 minutes; N=0.1 does a tenth. As root on
-# Linux, also the faults of a cluster, which take an hour more.
+# make torture: faults and bad input by the hundred, under 30 minutes; N=0.1 does a tenth.
+# make gpu-check: ten minutes of checks on a GPU, one table; the numbers are in gpu-check.json.
+# make verify CIFAR100=DIR: test the networks in weights/ on CIFAR-100, whose files DIR holds.
+# make sync: copy what both script folders share from wrn_DKS/ to imagenet/.
 # pip's environment variables (PIP_INDEX_URL and so on) hold here as anywhere.
 PYTHON ?= python3
 BIN := $(CURDIR)/.venv/bin
@@ -13,7 +15,7 @@ DEMO := --dataset digits --depth 10 --width 2 --epochs 15 --batch_size 32 --epoc
 
 N ?= 1
 
-.PHONY: demo test test-oldest torture
+.PHONY: demo test test-oldest torture gpu-check verify sync
 
 demo: .venv/runtime
 	rm -rf logs/demo
@@ -35,6 +37,18 @@ test-oldest: $(OLDEST)/installed
 # One thread a process: what is forked from a process with several may hang.
 torture: .venv/development
 	cd tests && OMP_NUM_THREADS=1 $(BIN)/python -m torture -n $(N)
+
+gpu-check: .venv/runtime
+	$(BIN)/python benchmarks/gpu.py --json gpu-check.json
+
+verify: .venv/development
+	$(BIN)/python study/verify.py $(CIFAR100)
+
+sync:
+	rm -rf imagenet/common
+	cp -R wrn_DKS/common imagenet/common
+	rm -rf imagenet/common/__pycache__
+	cp wrn_DKS/synergy.py imagenet/synergy.py
 
 .venv/runtime: requirements.txt
 	$(PYTHON) -m venv .venv

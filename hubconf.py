@@ -1,48 +1,60 @@
 """Entry points for torch.hub: the networks, with or without auxiliary branches, and the loss.
 
     network = torch.hub.load(REPO, "resnet50", pretrained=True)
+    network = torch.hub.load(REPO, "cifar_resnet32", pretrained="dks")
 
 REPO is the repository's name on GitHub, such as "owner/name"; with source="local", its folder.
+With `branches=True`, a network returns a tuple of logits (B, K): the backbone's, then the branches'
+from shallow to deep, and is in training mode. Otherwise it returns the backbone's logits (B, K),
+and is in evaluation mode.
 """
 
+import importlib.util as _importlib_util
 import sys as _sys
-from contextlib import contextmanager as _contextmanager
 from functools import partial as _partial
-from importlib import import_module as _import_module
 from pathlib import Path as _Path
 
 import torch as _torch
-import torchvision as _torchvision
 
-dependencies = ["torch", "torchvision"]  # pretrained=True also needs gdown
+dependencies = ["torch", "torchvision"]  # pretrained weights also need gdown or safetensors
 
 _ROOT = _Path(__file__).resolve().parent
-_imported: dict = {"wrn_DKS": {}, "imagenet": {}}  # modules of each script folder by name
 
 
-@_contextmanager
-def _script_folder(name: str):
-    """Make the modules of a script folder importable in the block, and only there.
+def _load_module(folder: str, name: str):
+    """Import a file of a script folder, under a name of its own: `dks_imagenet_resnet`, say."""
+    full_name = f"dks_{folder}_{name}"
+    if full_name not in _sys.modules:
+        path = _ROOT / folder / f"{name}.py"
+        spec = _importlib_util.spec_from_file_location(full_name, path)
+        module = _importlib_util.module_from_spec(spec)
+        _sys.modules[full_name] = module  # so that its classes can be pickled
+        spec.loader.exec_module(module)
+    return _sys.modules[full_name]
 
-    Their names, such as `common` and `data`, are also those of the other folder's modules and may
-    be those of the caller's.
-    """
-    folder = _ROOT / name
-    names = {path.stem for path in folder.glob("*.py")} | {"common"}
 
-    def pop_modules() -> dict:
-        found = [key for key in _sys.modules if key.split(".")[0] in names]
-        return {key: _sys.modules.pop(key) for key in found}
+def _read(path: str | _Path) -> dict:
+    """Read a state dict from a checkpoint or an export, without running code from it."""
+    path = _Path(path)
+    if path.is_dir():
+        names = ("checkpoint.pt", "model.safetensors")
+        path = next((path / name for name in names if (path / name).is_file()), path)
+    if path.suffix == ".safetensors":
+        from safetensors.torch import load_file
 
-    others = pop_modules()
-    _sys.modules.update(_imported[name])
-    _sys.path.insert(0, str(folder))
-    try:
-        yield
-    finally:
-        _sys.path.remove(str(folder))
-        _imported[name] = pop_modules()
-        _sys.modules.update(others)
+        return load_file(path)
+    content = _torch.load(path, map_location="cpu", weights_only=True)
+    state = content.get("ema") or content.get("model") or content.get("state_dict") or content
+    return {name.removeprefix("module."): value for name, value in state.items()}
+
+
+def _finish(network, state: dict | None, branches: bool):
+    """Load a state dict strictly; without `branches`, drop those that it has."""
+    if state is not None:
+        if not branches:
+            state = {k: v for k, v in state.items() if not k.startswith("branches.")}
+        network.load_state_dict(state)
+    return network.train(branches)
 
 
 def _resnet(
@@ -54,48 +66,47 @@ def _resnet(
 ) -> _torch.nn.Module:
     """Build a network for images (B, 3, H, W), normalized with ImageNet's mean and deviation.
 
+    Without branches, it is torchvision's network.
+
     Args:
         pretrained: load the weights that the paper's authors released for ResNet-18, ResNet-50
-            and ResNet-152, which are downloaded once. They have no branches: with `branches`, the
-            branches are random.
-        branches: return a network for training, whose output is a tuple of logits (B, K): the
-            backbone's, then the branches' from shallow to deep. Otherwise return torchvision's
-            network, whose output is the backbone's logits (B, K).
-        weights: checkpoint, or exported file or folder, to load; with `branches`, it must have
-            branches.
+            and ResNet-152, which are downloaded once with gdown. They have no branches.
+        branches: add the auxiliary branches.
+        weights: checkpoint, or exported file or folder, to load.
         num_classes: K; by default that of the weights, or 1000.
-
-    Returns:
-        A network in training mode with `branches`, otherwise in evaluation mode.
-
-    Raises:
-        Exception: `UserError` with one line, if the weights can't be downloaded, are damaged, or
-            are those of another network.
     """
-    with _script_folder("imagenet"):
-        resnet, loading, error = (
-            _import_module(name) for name in ("resnet", "pretrained", "common.command_line")
-        )
-        if pretrained:
-            if weights is not None:
-                raise error.UserError("pretrained and weights are both given; give one of them")
-            weights = _import_module("download").download_released_weights(arch)
-        if weights is None:
-            state, classes = None, num_classes or 1000
-        else:
-            loaded = loading.load_model(arch, _Path(weights), branches and not pretrained)
-            state, classes = loaded.network.state_dict(), loaded.num_classes
-            if num_classes not in (None, classes):
-                raise error.UserError(
-                    f"{weights} has {classes} classes, not {num_classes}; leave out num_classes"
-                )
-        if branches:
-            network = resnet.build(arch, True, classes)
-        else:
-            network = _torchvision.models.get_model(arch, weights=None, num_classes=classes)
-        if state is not None:
-            network.load_state_dict(state, strict=not (branches and pretrained))
-    return network.train(branches)
+    if pretrained and (branches or weights):
+        raise ValueError("pretrained weights have no branches, and exclude other weights")
+    state = _read(_released(arch)) if pretrained else weights and _read(weights)
+    num_classes = num_classes or (len(state["fc.bias"]) if state else 1000)
+    if branches:
+        network = _load_module("imagenet", "resnet").build(arch, True, num_classes)
+    else:
+        import torchvision
+
+        network = torchvision.models.get_model(arch, weights=None, num_classes=num_classes)
+    return _finish(network, state or None, branches)
+
+
+def _released(arch: str) -> _Path:
+    """Download the released weights to torch's hub cache, where imagenet/main.py looks too."""
+    drive_ids = {
+        "resnet18": "1P5QA_uLyaqaSDUCVb0Kkg-UlvVoBJphc",
+        "resnet50": "1sqhBPdzHi-X0svyBeFWEjiqveWfAohdK",
+        "resnet152": "1zoCNTuSI0dG2JUjTLFc5vjFodVPPi6C7",
+    }
+    if arch not in drive_ids:
+        raise ValueError(f"weights were released only for {', '.join(drive_ids)}, not {arch}")
+    path = _Path(_torch.hub.get_dir(), "checkpoints", f"dks_{arch}.pth")
+    if not path.is_file():
+        import gdown
+
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_suffix(".partial")
+        gdown.download(f"https://drive.google.com/uc?id={drive_ids[arch]}", str(partial))
+        _read(partial)  # not a web page about a quota
+        partial.replace(path)
+    return path
 
 
 def _entry(arch: str):
@@ -129,30 +140,47 @@ def wide_resnet(
         num_classes: number of classes K.
         dropout: probability of dropout in each block.
         branches: add the auxiliary branches.
-        weights: checkpoint of `wrn_DKS/main.py` or of the released code, or an exported backbone,
-            to load. Its depth, width and number of classes are used instead of those given. With
-            `branches`, it must have branches.
-
-    Returns:
-        A network whose output is a tuple of logits (B, K): the backbone's, then the branches' from
-        shallow to deep. It is in training mode with `branches`, otherwise in evaluation mode.
-
-    Raises:
-        ValueError: there is no network of this depth and width.
-        Exception: `UserError` with one line, if the weights can't be loaded.
+        weights: checkpoint of `wrn_DKS/main.py` or an exported backbone, to load. Its depth, width
+            and number of classes are used instead of those given.
     """
-    with _script_folder("wrn_DKS"):
-        wide_resnet = _import_module("wide_resnet")
-        if weights is None:
-            network = wide_resnet.WideResNet(depth, width, num_classes, dropout, branches)
-            return network.train(branches)
-        loaded = _import_module("run_state").load_checkpoint(_Path(weights))
-        state = loaded.weights if branches else loaded.backbone
-        depth, width = wide_resnet.network_size(loaded.weights)
-        classes = len(state["classifier.fc.bias"])
-        network = wide_resnet.WideResNet(depth, width, classes, dropout, branches)
-        _import_module("common.checkpoint").load_weights(network, state, _Path(weights))
-    return network.train(branches)
+    module, state = _load_module("wrn_DKS", "wide_resnet"), weights and _read(weights)
+    if state:
+        depth, width = module.network_size(state)
+        num_classes = len(state["classifier.fc.bias"])
+    network = module.WideResNet if branches else module.PlainWideResNet
+    network = network(depth, width, num_classes, dropout, branches)
+    return _finish(network, state or None, branches)
+
+
+def cifar_resnet(
+    depth: int = 32,
+    pretrained: str | None = None,
+    num_classes: int = 100,
+    branches: bool = False,
+    weights: str | None = None,
+) -> _torch.nn.Module:
+    """Build a CIFAR ResNet for small images (B, 3, H, W).
+
+    Args:
+        depth: number of layers, 6n + 2.
+        pretrained: `baseline`, `ds` or `dks`: a backbone that this project trained on CIFAR-100,
+            in `weights/`.
+        num_classes: number of classes K.
+        branches: add the auxiliary branches.
+        weights: checkpoint of `wrn_DKS/main.py` or an exported backbone, to load. Its depth and
+            number of classes are used instead of those given.
+    """
+    if pretrained:
+        weights = _ROOT / "weights" / f"resnet{depth}-cifar100-{pretrained}.safetensors"
+    module, state = _load_module("wrn_DKS", "resnet"), weights and _read(weights)
+    if state:
+        depth, num_classes = module.network_depth(state), len(state["classifier.fc.bias"])
+    network = module.ResNet if branches else module.PlainResNet
+    return _finish(network(depth, num_classes, branches), state or None, branches)
+
+
+cifar_resnet32 = _partial(cifar_resnet, 32)
+cifar_resnet32.__doc__ = cifar_resnet.__doc__
 
 
 def synergy_loss(**options) -> _torch.nn.Module:
@@ -161,5 +189,4 @@ def synergy_loss(**options) -> _torch.nn.Module:
     `loss(logits, labels).total` is what to minimize. `logits` is the tuple of a network with
     branches; the options are those of `SynergyLoss` in `wrn_DKS/synergy.py`.
     """
-    with _script_folder("wrn_DKS"):
-        return _import_module("synergy").SynergyLoss(**options)
+    return _load_module("wrn_DKS", "synergy").SynergyLoss(**options)

@@ -1,25 +1,37 @@
-"""The images to train and evaluate on: the files of a data folder as data sets."""
+"""The images to train and test on: the files of a data folder, and their classes.
 
-import os
-import sys
+The class index of a test image follows from the name of its class, not from the folder order.
+"""
+
+import contextlib
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import torch
+import torchvision
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
+from torchvision.io import ImageReadMode, decode_jpeg
+from torchvision.transforms.v2.functional import pil_to_tensor
 
-from common.command_line import UserError
+from augmentation import RandomArea, RandomCrop, evaluation_transform
+from common.command_line import UserError, plural
 from common.distributed import print_once
-from common.fingerprint import fingerprint_files
-from common.images import list_images, read_rgb
-from decoding import choose_decoder
-from presets import evaluation_transform, training_transform
-from validation_set import class_indices, list_validation_images, skipped_files
+from common.images import (
+    check_classes,
+    find_test_folder,
+    hash_lines,
+    is_debris,
+    is_image,
+    list_images,
+    read_rgb,
+)
 
-UNREADABLE = -1  # label of a skipped image
+SYNSETS = Path(__file__).with_name("imagenet_synsets.txt")
 
 
 class ImageFiles(Dataset):
@@ -28,127 +40,216 @@ class ImageFiles(Dataset):
     Args:
         paths: N image files.
         labels: N class indices.
-        transform: from an RGB image to a tensor.
-        skip_unreadable: return a blank image labeled `UNREADABLE` for a file that cannot be read,
-            instead of raising `UserError`.
-        decode: from a path to an RGB image, which may be a tensor (3, H, W) if the transform
-            accepts it.
+        transform: from what `decode` returns to a uint8 tensor (3, S, S).
+        decode: reads a file.
     """
 
     def __init__(
         self,
         paths: Sequence[Path],
         labels: Sequence[int],
-        transform: Callable[[Image.Image | Tensor], Tensor],
-        skip_unreadable: bool = False,
+        transform: Callable,
         decode: Callable[[Path], Image.Image | Tensor] = read_rgb,
     ):
-        self.paths = paths
-        self.labels = labels
-        self.transform = transform
-        self.skip_unreadable = skip_unreadable
-        self._decode = decode
+        self.paths, self.labels = paths, labels
+        self.transform, self.decode = transform, decode
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        try:
-            image, label = self._decode(self.paths[index]), self.labels[index]
-        except UserError as error:
-            if not self.skip_unreadable:
-                raise
-            print(f"skipped: {error}", file=sys.stderr)
-            image, label = Image.new("RGB", (1, 1)), UNREADABLE
-        return self.transform(image), label
+        return self.transform(self.decode(self.paths[index])), int(self.labels[index])
 
 
-class AugmentedDataset(Dataset):
-    """Image files, augmented as a function of (seed, epoch, index).
+def read_pixels(path: Path) -> Tensor:
+    """Decode an image to RGB: the pixels of `read_rgb`, as (3, H, W) uint8, channels last.
 
-    Args:
-        files: their transform is that of an augmentation.
-        seed: of the run.
+    torchvision decodes JPEGs in three quarters of PIL's time, to the same pixels. It may not be
+    able to: its decoder is deprecated. PIL also reads some damaged files that it refuses.
     """
-
-    def __init__(self, files: ImageFiles, seed: int):
-        self.files = files
-        self.random_part = files.transform.random_part(len(files), seed)
-
-    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, int]:
-        """Return the image and label of a key (epoch, index)."""
-        epoch, index = key
-        image, label = self.files[index]
-        return self.random_part(image, epoch, index), label
+    if path.suffix.lower() in (".jpg", ".jpeg"):
+        with contextlib.suppress(Exception):
+            data = torch.from_numpy(np.fromfile(path, np.uint8))
+            with Image.open(path) as image:
+                small = image.width * image.height <= Image.MAX_IMAGE_PIXELS
+                if image.mode in ("RGB", "L") and image.format == "JPEG" and small:
+                    return decode_jpeg(data, ImageReadMode.RGB)
+    return pil_to_tensor(read_rgb(path))
 
 
 class ImageSets(NamedTuple):
-    """The training and the validation images, of the same classes."""
+    """The training and the test images, of the same classes."""
 
-    class_names: list[str]  # in the order of the labels
-    train: ImageFiles  # uint8 images, for `AugmentedDataset`
-    validation: ImageFiles  # uint8 images
+    classes: list[str]  # names, in the order of the labels
+    train: Dataset  # what is the same in every epoch, uint8
+    test: Dataset  # uint8 images (3, S, S)
+    augmentation: RandomCrop | RandomArea
+    identity: str  # differs between data sets
 
-    def fingerprint(self) -> str:
-        """Return a hash of the files' names and sizes, without reading images."""
-        train, validation = (
-            ((self.class_names[label], path) for label, path in zip(f.labels, f.paths, strict=True))
-            for f in (self.train, self.validation)
-        )
-        return fingerprint_files(train, validation)
+    def describe(self) -> dict:
+        """Return what tells data sets apart, for logs and checkpoints."""
+        return {
+            "classes": len(self.classes),
+            "train_images": len(self.train),
+            "test_images": len(self.test),
+            "identity": self.identity,
+        }
 
 
 def find_image_sets(
-    data: Path,
-    val_labels: Path | None,
-    image_size: int,
-    augmentation: str,
-    skip_unreadable: bool = False,
+    data: Path, val_labels: Path | None, image_size: int, augmentation: str, seed: int
 ) -> ImageSets:
-    """List the images of `data/train` and of `data/val`, or `data/test`, without reading them.
+    """List the images of `data/train` and the test images, and print how many there are.
 
-    The classes are the folders of `train` in alphabetical order. A validation image is labeled by
-    the name of its class; some classes may have no validation images. `skip_unreadable` applies to
-    the training images only; see `ImageFiles`.
+    The classes are the folders of `train` in alphabetical order. A test image is labeled by the
+    name of its class; some classes may have no test images.
 
     Raises:
-        UserError: a folder is missing or empty, there is only one class, or a class of `val` is
-            not one of `train`.
+        UserError: a folder is missing or empty, there is only one class, or a class of the test
+            images is not one of `train`.
     """
-    train = list_images(data / "train")
-    if len(train.classes) < 2:
-        raise UserError(
-            f"{data / 'train'}: only one class, {train.classes[0]}; expected at least two"
-        )
-    validation = list_validation_images(data, val_labels)
-    for note in skipped_files(data / "train", train.num_skipped) + validation.notes:
-        print_once(note)
-    labels = class_indices(validation.class_names, train.classes, len(train.classes))
+    train, test = list_images(data / "train"), list_test_images(data, val_labels)
+    check_classes(train.classes, test.class_names, data)
+    labels = class_indices(test.class_names, train.classes, len(train.classes))
+    if augmentation == "crop":
+        random_part = RandomCrop(image_size, len(train.paths), seed)
+    else:
+        random_part = RandomArea(image_size, seed)
     return ImageSets(
         train.classes,
-        ImageFiles(
-            PathArray(train.paths),
-            np.array(train.labels),
-            training_transform(augmentation, image_size),
-            skip_unreadable,
-            choose_decoder(),
-        ),
-        ImageFiles(validation.paths, labels, evaluation_transform(image_size)),
+        ImageFiles(train.paths, train.labels, random_part.fixed, read_pixels),
+        ImageFiles(test.paths, labels, evaluation_transform(image_size)),
+        random_part,
+        hash_lines([train.identity, test.identity]),
     )
 
 
-class PathArray(Sequence):
-    """File names in one block of memory.
+class LabeledImages(NamedTuple):
+    """Image files and the class name of each."""
 
-    A list of a million Python objects would be copied page by page into each worker, because
-    reading them changes their reference counts.
+    paths: Sequence[Path]
+    class_names: Sequence[str]  # one for each image
+    identity: str  # a hash of the names of classes and images
+
+
+def imagenet_synsets() -> list[str]:
+    """Return the WordNet IDs of the 1,000 ImageNet classes (ILSVRC 2012) in label order."""
+    return SYNSETS.read_text().split()
+
+
+def list_test_images(data: Path, val_labels: Path | None) -> LabeledImages:
+    """List the test images of a data folder; see `find_test_folder`.
+
+    They are in one folder per class or, with `val_labels`, all in the folder itself.
+
+    Raises:
+        UserError: a folder is missing or empty, or an image has no label.
     """
+    folder = find_test_folder(data)
+    images = sorted(path for path in folder.iterdir() if is_image(path.name) and path.is_file())
+    has_folders = any(each.is_dir() and not is_debris(each.name) for each in folder.iterdir())
+    if val_labels and (has_folders or not images):
+        problem = "has class folders; leave it out" if has_folders else "no images in it"
+        raise UserError(f"--val-labels {val_labels}: {folder}: {problem}")
+    if val_labels:
+        return label_from_file(images, val_labels)
+    if images and not has_folders:
+        raise UserError(
+            f"{folder}: {plural(len(images), 'image')} without class folders; give their classes "
+            "as --val-labels LOC_val_solution.csv (from Kaggle) or a file of lines 'filename wnid'"
+        )
+    listing = list_images(folder)
+    names = np.array(listing.classes)[listing.labels].tolist()
+    return LabeledImages(listing.paths, names, listing.identity)
 
-    def __init__(self, paths: Sequence[Path]):
-        self._names = np.array([os.fsencode(path) for path in paths])
 
-    def __len__(self) -> int:
-        return len(self._names)
+def label_from_file(paths: Sequence[Path], val_labels: Path) -> LabeledImages:
+    """Label images with the classes in a label file."""
+    labels = read_labels(val_labels)
+    # Kaggle's file has file names without extension.
+    names = [labels.get(path.name, labels.get(path.stem)) for path in paths]
+    missing = [path for path, name in zip(paths, names, strict=True) if name is None]
+    if missing:
+        raise UserError(
+            f"--val-labels {val_labels}: no label for {plural(len(missing), 'image')}, such as "
+            f"{missing[0].name}; complete the file or remove them"
+        )
+    if len(labels) > len(paths):
+        absent = plural(len(labels) - len(paths), "image")
+        print_once(f"{val_labels}: lists {absent} that {paths[0].parent} does not have")
+    identity = hash_lines(f"{name}/{path.name}" for path, name in zip(paths, names, strict=True))
+    return LabeledImages(paths, names, identity)
 
-    def __getitem__(self, index: int) -> Path:
-        return Path(os.fsdecode(self._names[index]))
+
+def read_labels(path: Path) -> dict[str, str]:
+    """Read the class name of each file name.
+
+    A line is `name wnid`, or `name,wnid x y x y …` as in Kaggle's file.
+
+    Raises:
+        UserError: the file is missing or malformed, or labels an image twice.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--val-labels {path}: can't be read as a text file") from error
+    labels: dict[str, str] = {}
+    for number, line in enumerate(lines, 1):
+        if not line.strip() or line.startswith("ImageId,"):  # header of Kaggle's file
+            continue
+        match = re.match(r"\s*(.+?)[,\s]\s*(n\d{8})\b", line)
+        if not match:  # such as the numbers of the devkit, which are not class indices
+            raise UserError(
+                f"--val-labels {path}, line {number}: expected 'filename wnid', got {line[:60]!r}"
+            )
+        if labels.setdefault(match[1], match[2]) != match[2]:
+            raise UserError(f"--val-labels {path}, line {number}: a second class for {match[1]}")
+    return labels
+
+
+def class_indices(
+    image_classes: Sequence[str], classes: Sequence[str] | None, num_classes: int
+) -> np.ndarray:
+    """Return the class index of each image: (N,) int64.
+
+    Args:
+        image_classes: class name of each image.
+        classes: the network's class names in label order, if known. If not, a network of 1,000
+            classes is assumed to be trained on ImageNet; for any other, the sorted names of the
+            images' classes are used, as by torchvision's ImageFolder.
+        num_classes: number of classes of the network, K.
+
+    Raises:
+        UserError: the network has no such class, or the number of classes is not K.
+    """
+    present, inverse = np.unique(np.array(image_classes), return_inverse=True)
+    if classes is None:
+        classes = imagenet_synsets() if num_classes == 1000 else present.tolist()
+    if len(classes) != num_classes:
+        raise UserError(
+            f"{plural(len(classes), 'class')} for a network of {plural(num_classes, 'class')}, "
+            "whose checkpoint has no class names; use the images that it was trained for"
+        )
+    index = {name: i for i, name in enumerate(classes)}
+    if unknown := [name for name in present.tolist() if name not in index]:
+        raise UserError(
+            f"the network does not know {plural(len(unknown), 'class')} of the images, such as "
+            f"{unknown[0]}; it has {plural(num_classes, 'class')}, such as {classes[0]}"
+        )
+    return np.array([index[name] for name in present.tolist()])[inverse]
+
+
+def class_titles(classes: Sequence[str] | None, num_classes: int) -> list[str]:
+    """Return a readable title for each class, such as `tabby (n02123045)`.
+
+    Args:
+        classes: the network's class names in label order, if known. If not, a network of 1,000
+            classes is assumed to be trained on ImageNet.
+        num_classes: number of classes of the network.
+    """
+    if classes is None and num_classes != 1000:
+        return [f"class {index}" for index in range(num_classes)]
+    synsets = imagenet_synsets()
+    categories = torchvision.models.ResNet50_Weights.IMAGENET1K_V1.meta["categories"]
+    words = dict(zip(synsets, categories, strict=True))
+    return [f"{words[name]} ({name})" if name in words else name for name in classes or synsets]

@@ -1,4 +1,4 @@
-"""Evaluate a network on ImageNet's validation set, classify images, or export a backbone.
+"""Test a network on ImageNet's validation set, classify images, or export a backbone.
 
     python main.py -a resnet152 --pretrained IMAGENET             the released weights
     python main.py --model_path runs/r152 IMAGENET                a run of train.py, or a checkpoint
@@ -12,196 +12,174 @@ ResNet-152.
 """
 
 import os
-import sys
-
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch: idle threads must not spin
-
-from common.command_line import UserError, exit_status, require_file
-from options import Config, parse
-
-if __name__ == "__main__" and {"-h", "--help"} & set(sys.argv[1:]):
-    sys.exit(exit_status(parse))  # without the imports below, which take seconds
-
 import time
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch: idle threads spin only
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # as long as pays even beside other programs
+
 import torch
+from torch import nn
 
 import resnet
-from common.distributed import (
-    describe_devices,
-    distributed_context,
-    print_once,
-    rank,
-    world_size,
+from augmentation import evaluation_transform
+from batches import TestBatches
+from common.command_line import Incomplete, UserError, exit_status, plural, run_script
+from common.distributed import Compute, print_once, process_group, rank, world_size
+from common.engine import print_costs
+from common.evaluation import (
+    Scores,
+    class_errors,
+    confused_pairs,
+    evaluate,
+    predict,
+    print_scores,
+    score_content,
 )
-from common.gpu import describe_dtype
-from common.leaving import run_script
-from common.metrics import cost
-from common.results import list_predictions, print_predictions, write_json
-from common.run_folder import refuse_overwriting
-from data import ImageFiles
-from download import download_released_weights
-from evaluate import Scores, check_image_size, evaluate, predict
-from export_path import weights_path
-from exports import export
-from layout import memory_format
-from loader import evaluation_loader
-from presets import evaluation_transform
-from pretrained import LoadedModel, load_model, load_torchvision
-from progress import EvaluationProgress
-from results import print_scores, write_scores
-from training_run import read_run
-from validation_set import LabeledImages, class_indices, class_titles, list_validation_images
-from weights import sha256
-from workers import WorkerSignalGuard
+from common.images import find_readable
+from common.logs import Progress, print_predictions, write_json
+from data import ImageFiles, class_indices, class_titles, list_test_images
+from export import export
+from flags import EvaluationConfig, parse_evaluation
+from weights import (
+    Weights,
+    build_network,
+    choose_compute,
+    download_released,
+    read_weights,
+    sha256,
+    torchvision_weights,
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit status."""
-    return exit_status(lambda: run(parse(argv)))
+    return exit_status(lambda: run(parse_evaluation(argv)))
 
 
-def run(config: Config) -> None:
-    with distributed_context(config.device) as device, WorkerSignalGuard() as workers:
-        images = list_validation_images(config.data, config.val_labels) if config.data else None
-        checkpoint = find_checkpoint(config)
+def run(config: EvaluationConfig) -> None:
+    with process_group(config.device) as device:
+        weights = load_weights(config)
         if config.download_only:
             return
-        loaded = load(config, checkpoint)
+        config = complete(config, weights)
         if config.export:
-            export_loaded(config, loaded, checkpoint)
+            if rank() == 0:
+                export(weights, config.arch, config.image_size, config.export)
             return
-        config = complete(config, loaded)
-        prepare(config, loaded, device)
+        compute = choose_compute(config.image_size, device, config.dtype)
+        network = prepare(config, weights, compute)
         if config.predict:
-            classify(config, loaded, device, workers)
-            return
-        start = time.perf_counter()
-        scores = score(config, loaded, images, device, workers)
-        seconds = time.perf_counter() - start
-        if rank() == 0:
-            if config.json:
-                write_scores(config, checkpoint, scores, seconds)
-            print_scores(config, scores, seconds)
+            classify(config, weights, network, compute)
+        else:
+            test(config, weights, network, compute)
 
 
-def find_checkpoint(config: Config) -> Path | None:
-    """Return the file to load, downloading released weights; None for torchvision's weights."""
-    path = config.model_path and weights_path(config.model_path)
-    if config.pretrained or config.download_only:
-        path = download_released_weights("resnet18" if config.arch is None else config.arch)
-    if path:
-        require_file("--model_path", path, "a checkpoint, or the folder of a run or an export")
-        if config.json:
-            refuse_overwriting("--json", config.json, [path])  # one that was downloaded
-        print_once(f"checkpoint: {path}, SHA-256 {sha256(path)}")
-    return path
+def load_weights(config: EvaluationConfig) -> Weights:
+    """Load the weights that the options name; print where they come from."""
+    if config.torchvision_weights:
+        arch = config.arch or "resnet18"
+        return torchvision_weights(arch, config.torchvision_weights, "--torchvision-weights")
+    path = config.model_path
+    if path is None:
+        path = download_released(config.arch or "resnet18")
+    weights = read_weights(path)
+    averaged = ", averaged weights" if weights.averaged else ""
+    digest = sha256(Path(weights.source))
+    print_once(f"weights: {weights.source}{averaged}, SHA-256 {digest}")
+    return weights
 
 
-def load(config: Config, checkpoint: Path | None) -> LoadedModel:
-    """Load the network from a checkpoint or, if there is none, with torchvision's weights."""
-    if checkpoint is None:
-        arch = "resnet18" if config.arch is None else config.arch
-        return load_torchvision(arch, config.torchvision_weights)
-    return load_model(config.arch, checkpoint, config.branches)
+def complete(config: EvaluationConfig, weights: Weights) -> EvaluationConfig:
+    """Return the options with network, image size and dtype of the checkpoint filled in.
 
-
-def export_loaded(config: Config, loaded: LoadedModel, checkpoint: Path | None) -> None:
-    """Write the backbone to a file or folder, with the image size of the options if it has none."""
-    given, trained = config.image_size, loaded.metadata.image_size
-    if None not in (given, trained) and given != trained:
-        raise UserError(
-            f"--image-size {given}: the checkpoint is of training with {trained} pixels; leave out "
-            "--image-size"
-        )
-    if rank() > 0:
-        return
-    metadata = loaded.metadata._replace(image_size=trained or given)
-    run, source = None, f"torchvision's {config.torchvision_weights}"
-    if checkpoint:
-        run, source = read_run(checkpoint), f"`{checkpoint.name}`, SHA-256 {sha256(checkpoint)}"
-    export(loaded.network, config.export, metadata, source, run)
-    print(f"exported the backbone to {config.export}")
-
-
-def complete(config: Config, loaded: LoadedModel) -> Config:
-    """Return the options with the network and the image size of the checkpoint filled in.
-
-    Prints in what the evaluation differs from training.
+    Prints in what the test differs from training.
     """
-    trained = loaded.metadata
-    size = config.image_size or trained.image_size or 224
-    if trained.image_size not in (None, size):
-        print_once(
-            f"note: trained on images of {trained.image_size} pixels, evaluating on {size}; "
-            f"--image-size {trained.image_size} matches training"
-        )
-    if trained.dtype not in (None, config.dtype):
-        print_once(
-            f"note: trained in {trained.dtype}, evaluating in {config.dtype}; --dtype "
-            f"{trained.dtype} matches training"
-        )
-    return replace(config, arch=trained.arch, image_size=size)
+    trained = weights.metadata
+    arch = config.arch or trained.get("arch", "resnet18")
+    size = config.image_size or trained.get("image_size") or 224
+    dtype = config.dtype if "dtype" in config.given else trained.get("dtype", config.dtype)
+    for name, value in (("image_size", size), ("dtype", dtype)):
+        if trained.get(name) not in (None, value) and not config.export:
+            flag = name.replace("_", "-")
+            print_once(f"note: trained with --{flag} {trained[name]}, tested with {value}")
+    return replace(config, arch=arch, image_size=size, dtype=dtype)
 
 
-def prepare(config: Config, loaded: LoadedModel, device: torch.device) -> None:
-    """Move the network to the device; print its cost and in what it computes."""
+def prepare(config: EvaluationConfig, weights: Weights, compute: Compute) -> nn.Module:
+    """Build the network on its device; print what it costs and how it is computed."""
+    network = build_network(config.arch, weights, config.branches)
     if config.arch in resnet.NETWORKS:
-        network = partial(resnet.build, config.arch, num_classes=loaded.num_classes)
-        for branches in (False, True)[: 1 + loaded.has_branches]:
-            purpose = "training, with branches" if branches else "inference"
-            size = cost(partial(network, branches), config.image_size)
-            print_once(f"{config.arch} for {purpose}: {size}")
-    print_once(
-        f"{describe_devices(device)}, {describe_dtype(config.dtype, device)}, images of "
-        f"{config.image_size} pixels"
-    )
-    # In float32 the logits stay bit-identical to training's.
-    if config.dtype != "float32" and isinstance(loaded.model, resnet.DKSResNet):
-        resnet.fold_batch_norms(loaded.model)
-    layout = memory_format(config.image_size, device, getattr(torch, config.dtype))
-    loaded.model.to(device, memory_format=layout)
-    check_image_size(loaded.model, config.image_size, device)
+        branches = len(weights.backbone) < len(weights.state)
+        print_costs(
+            config.arch,
+            lambda with_branches: resnet.build(config.arch, with_branches, weights.num_classes),
+            branches,
+            config.image_size,
+        )
+    print_once(f"{compute}, images of {config.image_size} pixels")
+    network = compute.place(network).eval()
+    try:
+        with torch.no_grad():
+            network(torch.zeros(1, 3, config.image_size, config.image_size, device=compute.device))
+    except RuntimeError as error:
+        raise UserError(
+            f"--image-size {config.image_size}: {config.arch} does not accept this size ({error})"
+        ) from error
+    return network
 
 
-def score(
-    config: Config,
-    loaded: LoadedModel,
-    images: LabeledImages,
-    device: torch.device,
-    workers: WorkerSignalGuard,
+def test(
+    config: EvaluationConfig, weights: Weights, network: nn.Module, compute: Compute
 ) -> Scores:
-    """Evaluate the model on the validation images."""
-    for note in images.notes:
-        print_once(note)
-    labels = class_indices(images.class_names, loaded.metadata.class_names, loaded.num_classes)
+    """Print the errors on the test images. The last line is that of the released code."""
+    images = list_test_images(config.data, config.val_labels)
+    known = weights.metadata.get("classes")
+    labels = class_indices(images.class_names, known, weights.num_classes)
     transform = evaluation_transform(config.image_size, config.resize)
-    dataset = ImageFiles(images.paths, labels, transform, config.skip_unreadable)
-    loader = evaluation_loader(dataset, config.batch_size, config.workers, device, workers)
-    with EvaluationProgress(len(loader), config.print_freq, shown=rank() == 0) as progress:
-        return evaluate(loaded.model, loader, device, getattr(torch, config.dtype), progress)
+    dataset = ImageFiles(images.paths, labels, transform)
+    batches = TestBatches(dataset, config.batch_size, config.workers, compute)
+    progress = Progress("testing", len(batches), every=config.print_freq)
+    start = time.perf_counter()
+    models = {"test": network}
+    scores = evaluate(models, progress.over(batches), compute, confusion=True)["test"]
+    seconds = time.perf_counter() - start
+    rate = scores.images / seconds
+    print_once(f"{plural(scores.images, 'image')} in {seconds:.1f} s, {rate:.1f} images/s")
+    titles = class_titles(known, weights.num_classes)
+    print_scores(scores, titles if config.per_class else None)
+    top1, top5 = scores.top1_errors[0], scores.top5_errors[0]
+    print_once(f"[Error rate] Top-1: {top1:.4f}%, Top-5: {top5:.4f}%")
+    if config.json and rank() == 0:
+        about = {
+            "checkpoint": weights.source,
+            "images_per_s": rate,
+            "processes": world_size(),
+            "options": config.to_dict(),
+            "class_errors": class_errors(scores, titles),
+            "confused": confused_pairs(scores, titles),
+        }
+        write_json(config.json, score_content(scores, **about))
+    return scores
 
 
 def classify(
-    config: Config, loaded: LoadedModel, device: torch.device, workers: WorkerSignalGuard
+    config: EvaluationConfig, weights: Weights, network: nn.Module, compute: Compute
 ) -> None:
     """Print the five most likely classes of each given image."""
     if world_size() > 1:
         raise UserError("--predict supports only one process; run it without torchrun")
+    paths, errors = find_readable(config.predict)
     transform = evaluation_transform(config.image_size, config.resize)
-    dataset = ImageFiles(config.predict, [0] * len(config.predict), transform)  # unlabeled
-    loader = evaluation_loader(dataset, config.batch_size, config.workers, device, workers)
-    titles = class_titles(loaded.metadata.class_names, loaded.num_classes)
-    classes = predict(loaded.model, loader, device, getattr(torch, config.dtype))
-    predictions = list_predictions(config.predict, classes, titles)
-    print_predictions(predictions)
-    if config.json:
-        write_json(config.json, predictions)
+    dataset = ImageFiles(paths, [0] * len(paths), transform)  # unlabeled
+    batches = TestBatches(dataset, config.batch_size, config.workers, compute)
+    titles = class_titles(weights.metadata.get("classes"), weights.num_classes)
+    print_predictions(paths, predict(network, batches, compute), titles, config.json)
+    if errors:
+        raise Incomplete("; ".join(errors))
 
 
 if __name__ == "__main__":
-    run_script(main)
+    run_script(lambda: run(parse_evaluation()))

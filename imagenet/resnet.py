@@ -5,12 +5,9 @@ of its direct successor, DHM (CVPR 2020, d-li14/DHM). DHM's branches for wide re
 match the released DKS branches in position, depth and width.
 """
 
-from itertools import pairwise
 from typing import NamedTuple
 
-import torch
 from torch import Tensor, nn
-from torch.nn.utils import fuse_conv_bn_eval
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet, conv1x1
 
 
@@ -142,20 +139,6 @@ def make_stage(config: NetworkConfig, in_channels: int, stage: Stage) -> nn.Sequ
 def build(arch: str, branches: bool = True, num_classes: int = 1000) -> DKSResNet:
     """Build a network of `NETWORKS` with random weights."""
     return DKSResNet(NETWORKS[arch], branches, num_classes)
-
-
-@torch.no_grad()
-def fold_batch_norms(model: DKSResNet) -> None:
-    """Fold every batch normalization into the preceding convolution. For evaluation only.
-
-    In evaluation mode, batch normalization is a fixed scale and shift of the convolution's output.
-    ResNets register each one right after its convolution.
-    """
-    for module in list(model.modules()):
-        for (conv_name, conv), (norm_name, norm) in pairwise(list(module.named_children())):
-            if isinstance(norm, nn.BatchNorm2d):
-                setattr(module, conv_name, fuse_conv_bn_eval(conv, norm))
-                setattr(module, norm_name, nn.Identity())
 
 
 def backbone_state_dict(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -9,197 +9,156 @@ it reports a top-1 error of 28.68 % with ResNet-18.
 """
 
 import os
-import sys
+from collections.abc import Sequence
+from pathlib import Path
 
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch: idle threads must not spin
-
-from common.command_line import exit_status, plural
-from train_options import Config, parse
-
-if __name__ == "__main__" and {"-h", "--help"} & set(sys.argv[1:]):
-    sys.exit(exit_status(parse))  # without the imports below, which take seconds
-
-from collections.abc import Iterable, Sequence
-from contextlib import nullcontext
-from functools import partial
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch: idle threads spin only
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # as long as pays even beside other programs
 
 import torch
+from torch import nn
 
-import train_state
-from cache_building import cached_sets
-from common.batch_norm import synchronize_batch_norms
-from common.distributed import barrier, distributed_context, print_once, rank
-from common.leaving import run_script
-from common.metrics import cost
-from common.run_folder import CHECKPOINT, lock_run_folder
-from common.sgd import make_sgd
-from common.signals import Interrupted
-from common.stopping import PreemptionGuard
-from data import ImageSets, find_image_sets
-from engine import ModelEma, Trainer
-from epoch_log import LOG, EpochLog, print_start, train_record, validation_record
-from evaluate import catch_out_of_memory
-from export_path import check_export, refuse_output_of_run
-from exports import export_trained
-from initial_weights import initialize_backbone
-from layout import memory_format
-from loader import TrainingLoader, make_loaders
-from preemption import CheckpointHook
-from progress import EpochProgress
-from resnet import build
-from sampler import ResumableBatchSampler
-from schedule import Schedule
+from augmentation import cached
+from batches import TestBatches, TrainingBatches, worker_errors
+from common import checkpoint
+from common.command_line import UserError, exit_status, plural, run_script
+from common.distributed import Compute, print_once, process_group, rank
+from common.engine import Trainer, print_costs
+from common.evaluation import print_scores
+from common.options import warn_of_few_images
+from common.run import fit
+from common.run_folder import CHECKPOINT, open_run
+from common.schedule import Mixing, make_schedule
+from data import ImageSets, find_image_sets, imagenet_synsets
+from export import export
+from flags import Config, parse_training, with_recipe
+from resnet import NETWORKS, build
 from synergy import SynergyLoss
-from workers import WorkerSignalGuard
+from weights import PROGRAM, choose_compute, read_weights, torchvision_weights
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit status."""
-    return exit_status(lambda: run(parse(argv)))
+    return exit_status(lambda: run(parse_training(argv)))
 
 
 def run(config: Config) -> None:
-    config = config.with_folder()
-    if config.export:
-        refuse_output_of_run(config.export, config.save, LOG)
-    with distributed_context(config.device) as device, catch_out_of_memory():
+    with process_group(config.device) as device:
         # Tries all algorithms for each new shape: that of full batches and of a partial last one.
         torch.backends.cudnn.benchmark = True
-        # The images come first: a run that is refused because of them leaves no folder behind.
-        sets = find_image_sets(
-            config.data,
-            config.val_labels,
-            config.image_size,
-            config.augmentation,
-            config.skip_unreadable,
-        )
-        if config.cache:
-            sets = cached_sets(config.cache, config.data, sets, config.workers)
-        barrier()  # all processes have chosen the folder before it is created
-        with lock_run_folder(config.save) if rank() == 0 else nullcontext():
-            barrier()  # the other processes continue once the folder is locked
-            train(config, sets, device)
+        train(config, device)
 
 
-def train(config: Config, sets: ImageSets, device: torch.device) -> None:
+def train(config: Config, device: torch.device) -> None:
     """Train to the last epoch, from the start or from a checkpoint."""
-    checkpoint, content = train_state.find(config)
-    config = config.with_saved(content["options"] if content else None)
-    mixes = bool(config.mixup or config.cutmix)
-    sampler = ResumableBatchSampler(len(sets.train), config.batch_size, config.seed, mixes)
-    schedule = config.schedule(sampler.steps)
-    trainer = make_trainer(config, sets.class_names, device, resumed=content is not None)
-    print_start(config, sets, schedule, device)
-    if content:
-        train_state.resume(content, checkpoint, trainer, config, sets, sampler.steps)
-    if trainer.epoch >= config.epochs:
-        print_once(f"the run of {plural(config.epochs, 'epoch')} is already finished")
-    elif config.export:
-        check_export(config.export, in_run=True)  # refuses before the rest of the training
-    train_epochs(config, trainer, sets, sampler, schedule)
-    if config.export and rank() == 0:
-        export_trained(config, trainer, sets)
+    name = f"{config.arch}-{config.method}-seed{config.seed}"
+    with open_run(config, name, with_recipe) as run:
+        config = run.config
+        if run.is_finished:
+            print_once(f"the run of {plural(config.epochs, 'epoch')} is already finished")
+        else:
+            if config.export and config.export.exists():
+                raise UserError(f"--export {config.export}: exists already; choose another name")
+            sets = load_sets(config)
+            compute = choose_compute(config.image_size, device, config.dtype)
+            batches = make_training_batches(config, sets, compute)
+            trainer = make_trainer(config, sets, batches.steps, compute, initialize=not run.saved)
+            print_once(f"{trainer.schedule}\n{compute}, output folder {run.folder}")
+            warn_of_few_images(config)
+            tests = TestBatches(sets.test, config.batch_size, config.workers, compute)
+            network = describe_network(config, sets)
+            print_scores(fit(run, trainer, batches, tests, network, sets.describe()))
+        if config.export and rank() == 0:
+            weights = read_weights(run.folder / CHECKPOINT)
+            export(weights, config.arch, config.image_size, config.export)
 
 
-def make_trainer(config: Config, names: list[str], device: torch.device, resumed: bool) -> Trainer:
-    """Build the model, loss and optimizer of the options; print the model's cost."""
-    network = partial(build, config.arch, num_classes=len(names))
-    branches = config.method != "baseline"
-    for with_branches in (False, True)[: 1 + branches]:
-        purpose = "training, with branches" if with_branches else "inference"
-        size = cost(partial(network, with_branches), config.image_size)
-        print_once(f"{config.arch} for {purpose}: {size}")
+def load_sets(config: Config) -> ImageSets:
+    """List the images and, with --cache, decode them unless the cache has them."""
+    sets = find_image_sets(
+        config.data, config.val_labels, config.image_size, config.augmentation, config.seed
+    )
+    if not config.cache:
+        return sets
+    identity = f"{sets.identity} {config.image_size} 1"
+    folder, workers = config.cache, config.workers
+    with worker_errors():
+        train = cached(sets.train, folder / "train.npy", identity, workers)
+        test = cached(sets.test, folder / "test.npy", identity, workers)
+    print_once(f"the images are read from --cache {folder}")
+    return sets._replace(train=train, test=test)
+
+
+def make_training_batches(config: Config, sets: ImageSets, compute: Compute) -> TrainingBatches:
+    mixing = Mixing(config.mixup, config.cutmix, len(sets.classes), config.seed)
+    return TrainingBatches(sets, config.batch_size, config.seed, mixing, config.workers, compute)
+
+
+def make_trainer(
+    config: Config, sets: ImageSets, steps: int, compute: Compute, initialize: bool
+) -> Trainer:
+    """Build the network, the loss and the schedule; print what the network costs."""
+    num_classes, branches = len(sets.classes), config.method != "baseline"
+    print_costs(
+        config.arch,
+        lambda with_branches: build(config.arch, with_branches, num_classes),
+        branches,
+        config.image_size,
+    )
     torch.manual_seed(config.seed)
-    dtype = getattr(torch, config.dtype)
-    layout = memory_format(config.image_size, device, dtype)
-    model = network(branches).to(device, memory_format=layout)
-    if config.init and not resumed:
-        initialize_backbone(model, config.arch, config.init, names)
-    if config.sync_bn:
-        model = synchronize_batch_norms(model, device)
-    criterion = SynergyLoss(
-        config.method,
-        config.direction,
-        config.aux_weight,
-        config.synergy_weight,
-        config.label_smoothing,
-    )
-    trainer = Trainer(
-        model,
-        criterion,
-        make_sgd(model, config.lr, config.momentum, config.weight_decay),
-        ModelEma(model, config.ema) if config.ema else None,
-        dtype,
-        config.grad_accumulation,
-    )
-    if config.compile:
-        trainer.compile()
-    return trainer
+    network = build(config.arch, branches, num_classes)
+    if config.init and initialize:
+        initialize_backbone(network, config.arch, config.init, sets.classes)
+    criterion = SynergyLoss(**config.loss_options())
+    return Trainer(network, criterion, make_schedule(config, steps), config, compute)
 
 
-def train_epochs(
-    config: Config,
-    trainer: Trainer,
-    sets: ImageSets,
-    sampler: ResumableBatchSampler,
-    schedule: Schedule,
-) -> None:
-    """Train, validate, log and save each of the remaining epochs.
+def initialize_backbone(model: nn.Module, arch: str, source: str, classes: Sequence[str]) -> None:
+    """Load weights into the backbone, strictly except for a classifier of other classes.
+
+    Args:
+        model: a network with random weights; changed in place. Its branches stay random.
+        arch: a key of `resnet.NETWORKS`.
+        source: a checkpoint, an export, the folder of either, or the name of torchvision's weights.
+        classes: of the model, in the order of its outputs.
 
     Raises:
-        UserError: a loss was not finite, an image cannot be read, or the run cannot be saved.
-        Interrupted: a signal arrived; the run is saved.
+        UserError: there are no such weights, or they belong to another network.
     """
-    save = partial(train_state.save, config.save / CHECKPOINT, trainer, config, sets)
-    log = None
-    if rank() == 0:
-        log = EpochLog(config.save, trainer.epoch, trainer.step, sets.fingerprint())
-    with WorkerSignalGuard() as workers, PreemptionGuard() as preemption:
-        loaders = make_loaders(config, sets, sampler, trainer.device, workers)
-        hook = CheckpointHook(preemption, trainer, save, config.checkpoint_minutes)
-        try:
-            while trainer.epoch < config.epochs:
-                record = train_epoch(config, trainer, loaders, schedule, hook)
-                preemption.on_main_process(partial(log_epoch, log, config, trainer, record))
-                hook.save()
-        except Interrupted:  # here by the hook alone, which has saved the run
-            print_once(
-                f"saved after step {trainer.step} of the run; to continue, run the same command "
-                f"with --save {config.save} --resume auto"
-            )
-            raise
-    if log:
-        log.close()
-
-
-def log_epoch(log: EpochLog, config: Config, trainer: Trainer, record: dict) -> None:
-    log.write(config, trainer.epoch, trainer.step, record)
-
-
-def train_epoch(
-    config: Config,
-    trainer: Trainer,
-    loaders: tuple[TrainingLoader, Iterable],
-    schedule: Schedule,
-    hook: CheckpointHook,
-) -> dict:
-    """Train to the end of the current epoch and validate; return the record for the log."""
-    loader, validation_loader = loaders
-    steps = loader.sampler.steps
-    progress = EpochProgress(
-        f"epoch {trainer.epoch + 1}/{config.epochs}",
-        trainer.step - trainer.epoch * steps,
-        steps,
-        (config.epochs - trainer.epoch - 1) * steps,
+    if Path(source).exists():
+        weights = read_weights(Path(source))
+    else:
+        weights = torchvision_weights(arch, source, "--init")
+    named = weights.metadata.get("arch", arch)
+    if named != arch:
+        raise UserError(f"--init {source}: weights of {named}, not {arch}; use -a {named}")
+    own, known = model.state_dict(), weights.metadata.get("classes")
+    if known is None and weights.num_classes == 1000:
+        known = imagenet_synsets()
+    same = weights.num_classes == len(classes) and known in (None, list(classes))
+    random = [name for name in own if name.startswith("branches.")]
+    random += [] if same else ("fc.weight", "fc.bias")
+    state = weights.backbone | {name: own[name] for name in random}
+    checkpoint.load_weights(model, state, Path(weights.source))
+    loaded = "the averaged weights of the backbone" if weights.averaged else "the backbone"
+    print_once(
+        f"--init {source}: loaded {loaded}; random: the branches"
+        f"{'' if same else ', and the classifier, which is of other classes'}"
     )
-    trainer.train_epoch(loader, schedule, hook, progress, config.log_interval)
-    record = {"lr": schedule.rate(trainer.step - 1), "times": progress.times()}
-    record["train"] = train_record(trainer.sums.totals(), len(loader.files))
-    for name, scores in trainer.evaluate(validation_loader, hook).items():
-        record[name] = validation_record(scores)
-    trainer.finish_epoch()
-    return record
+
+
+def describe_network(config: Config, sets: ImageSets) -> dict:
+    """Return the metadata of the network, for checkpoints and exports."""
+    return {
+        "program": PROGRAM,
+        "name": config.arch,
+        "arch": config.arch,
+        "image_size": config.image_size,
+        "dtype": config.dtype,  # in training
+        "branches": "" if config.method == "baseline" else str(NETWORKS[config.arch].branches),
+        "classes": sets.classes,
+    }
 
 
 if __name__ == "__main__":
-    run_script(main)
+    run_script(lambda: run(parse_training()))

@@ -1,23 +1,28 @@
-"""Checkpoint files of ImageNet networks: read the common formats, export the backbone."""
+"""Networks with weights: from checkpoints in many forms, from torchvision, or from the release."""
 
 import hashlib
-import json
+import os
 import re
-from collections import OrderedDict
-from collections.abc import Mapping
+import sys
+import tempfile
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
+import torchvision
 from torch import Tensor, nn
 
 import resnet
 from common import checkpoint
-from common.command_line import DTYPES, UserError, one_line
+from common.command_line import UserError, root_cause
+from common.distributed import Compute, first_on_node, make_compute
+from common.run_folder import checkpoint_path
 
+PROGRAM = "imagenet"  # in the metadata of a file
+WEIGHTS_FILE = "model.safetensors"  # in an exported folder; the name that timm and the Hub expect
+HEADS = ("fc", "classifier", "head", "heads")  # last modules of torchvision's networks
 # Prefixes that DataParallel, DistributedDataParallel and torch.compile put before every name.
 WRAPPER_PREFIXES = re.compile(r"^(module\.|_orig_mod\.)+")
-
 # The DHM release calls the shallow branch head2 and the deep branch head1.
 DHM_NAMES = {
     "layer3_head2": "branches.0.stages.0",
@@ -26,161 +31,210 @@ DHM_NAMES = {
     "layer4_head1": "branches.1.stages.0",
     "fc_head1": "branches.1.classifier",
 }
-
-EXPORT_KEY = "dks"  # of the metadata in an exported file
-
-
-class Metadata(NamedTuple):
-    """What a file says about its network; None where it says nothing."""
-
-    arch: str | None = None
-    class_names: list[str] | None = None  # in label order
-    image_size: int | None = None  # used in training, in pixels
-    dtype: str | None = None  # used in training, such as `bfloat16`
+RELEASED = {  # Google Drive's id and the size in MiB of the authors' files
+    "resnet18": ("1P5QA_uLyaqaSDUCVb0Kkg-UlvVoBJphc", 45),
+    "resnet50": ("1sqhBPdzHi-X0svyBeFWEjiqveWfAohdK", 98),
+    "resnet152": ("1zoCNTuSI0dG2JUjTLFc5vjFodVPPi6C7", 231),
+}
 
 
-class LoadedCheckpoint(NamedTuple):
-    """A state dict with canonical parameter names, and the metadata of its file."""
+@dataclass(frozen=True)
+class Weights:
+    """A state dict with the parameter names of `DKSResNet`, and what its file says."""
 
-    key: str  # of the state dict in the file; empty if the file is a bare state dict
-    state_dict: dict[str, Tensor]
-    metadata: Metadata
+    source: str
+    state: dict[str, Tensor]
+    metadata: dict = field(default_factory=dict)  # arch, classes, image_size, dtype, if known
+    content: dict = field(default_factory=dict)  # of the file
+    averaged: bool = False  # a moving average of the weights of a run
+
+    @property
+    def backbone(self) -> dict[str, Tensor]:
+        return resnet.backbone_state_dict(self.state)
+
+    @property
+    def num_classes(self) -> int:
+        heads = [k for k in self.state if k.split(".")[0] in HEADS and k.endswith(".weight")]
+        last = self.state[max(heads)] if heads else None
+        return len(last) if isinstance(last, Tensor) and last.dim() else 1000
 
 
-def read_checkpoint(path: Path) -> LoadedCheckpoint:
-    """Read a checkpoint file to the CPU without running any code in it.
+class TupleOutput(nn.Module):
+    """Wrap a torchvision network so that it returns a tuple of logits, as `DKSResNet` does."""
 
-    Accepted are files of `torch.save` of any version, and safetensors. They hold a state dict,
-    either bare or under the key `ema` (preferred: averaged weights), `model` or `state_dict`.
-    Parameters may have torchvision's names, those of `DKSResNet`, or DHM's names for the branches,
-    with or without the prefixes of DistributedDataParallel and torch.compile.
+    def __init__(self, network: nn.Module):
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: Tensor) -> tuple[Tensor]:
+        return (self.network(images),)
+
+
+def weights_path(path: Path) -> Path:
+    """Return the file of weights that a path names: itself, or that in an export or a run."""
+    in_run, exported = checkpoint_path(path), path / WEIGHTS_FILE
+    return exported if exported.is_file() and not in_run.is_file() else in_run
+
+
+def read_weights(path: Path) -> Weights:
+    """Read a file of weights to the CPU without running any code in it.
+
+    Accepted are files of `torch.save` and safetensors. They hold a state dict, either bare or under
+    the key `ema` (preferred: averaged weights), `model` or `state_dict`. Parameters may have
+    torchvision's names, those of `DKSResNet`, or DHM's names for the branches, with or without the
+    prefixes of DistributedDataParallel and torch.compile.
 
     Raises:
-        UserError: the file is missing, damaged, or not a checkpoint.
+        UserError: the file is missing, damaged, not a checkpoint, or of the other program.
     """
-    content = read_safetensors(path) if path.suffix == ".safetensors" else checkpoint.load(path)
-    original, key, metadata = content, "", exported_metadata(content)
-    for candidate in ("ema", "model", "state_dict"):
-        if isinstance(content.get(candidate), Mapping) and content[candidate]:
-            original, key, metadata = content[candidate], candidate, run_metadata(content)
-            break
-    if not all(isinstance(name, str) for name in original):
-        raise UserError(f"{path}: expected a state dict, but its keys are not parameter names")
-    state_dict = {canonical_name(name): value for name, value in original.items()}
-    if len(state_dict) != len(original):
-        raise UserError(
-            f"{path}: two parameters have the same name once the prefixes module. and _orig_mod. "
-            "are removed"
-        )
-    add_batch_counters(state_dict)
-    return LoadedCheckpoint(key, state_dict, check_metadata(metadata, path))
-
-
-def add_batch_counters(state_dict: dict[str, Tensor]) -> None:
-    """Add BatchNorm's `num_batches_tracked`, which evaluation ignores, if all of them are missing.
-
-    PyTorch has saved them since version 0.4.1.
-    """
-    if any(name.endswith(".num_batches_tracked") for name in state_dict):
-        return
-    for name in [name for name in state_dict if name.endswith(".running_mean")]:
-        counter = name.removesuffix("running_mean") + "num_batches_tracked"
-        state_dict[counter] = torch.tensor(0)
-
-
-def run_metadata(content: Mapping) -> dict:
-    """Return the metadata in a checkpoint of `train.py`, or in one of the same form."""
-    options = content.get("options")
-    trained = options if isinstance(options, Mapping) else {}
-    found = {name: content.get(name) for name in ("arch", "class_names")}
-    return found | {name: trained.get(name) for name in ("image_size", "dtype")}
-
-
-def exported_metadata(content: Mapping) -> object:
-    """Return the metadata that `export_backbone` has put into a state dict, if any."""
-    attribute = getattr(content, "_metadata", None)
-    return attribute.get(EXPORT_KEY, {}) if isinstance(attribute, Mapping) else {}
-
-
-def check_metadata(values: object, path: Path) -> Metadata:
-    """Return the metadata of a file after checking its types."""
-    values = values if isinstance(values, Mapping) else {}
-    found = Metadata(*(values.get(name) for name in Metadata._fields))
-    names = found.class_names
-    is_list = isinstance(names, list) and all(isinstance(name, str) for name in names)
-    if not (names is None or is_list) or not isinstance(found.arch, str | None):
-        raise UserError(
-            f"{path}: class_names is not a list of strings or arch is not a string; use an "
-            "undamaged checkpoint"
-        )
-    return found._replace(
-        image_size=found.image_size if isinstance(found.image_size, int) else None,
-        dtype=found.dtype if found.dtype in DTYPES.values() else None,
-    )
+    path = weights_path(path)
+    content = checkpoint.load(path)
+    metadata = checkpoint.metadata_of(content)
+    if metadata.get("program", PROGRAM) != PROGRAM:
+        raise UserError(f"{path}: weights of {metadata['program']}/; use its main.py")
+    keys = [key for key in ("ema", "model", "state_dict") if isinstance(content.get(key), dict)]
+    key = next((key for key in keys if content[key]), None)
+    original = content[key] if key else content
+    if not any(isinstance(value, Tensor) for value in original.values()):
+        found = checkpoint.abbreviate([str(name) for name in original], 5)
+        raise UserError(f"{path}: no state dict; it has the keys {found}")
+    state = {canonical_name(str(name)): value for name, value in original.items()}
+    if len(state) != len(original):
+        raise UserError(f"{path}: two parameters have the same name without module. or _orig_mod.")
+    if not any(name.endswith(".num_batches_tracked") for name in state):  # PyTorch before 0.4.1
+        for name in [name for name in state if name.endswith(".running_mean")]:
+            state[name.removesuffix("running_mean") + "num_batches_tracked"] = torch.tensor(0)
+    return Weights(str(path), state, metadata, content, averaged=key == "ema")
 
 
 def canonical_name(name: str) -> str:
     """Return the name that a parameter of a checkpoint has in `DKSResNet`."""
-    name = WRAPPER_PREFIXES.sub("", name)
-    module, dot, rest = name.partition(".")
+    module, dot, rest = WRAPPER_PREFIXES.sub("", name).partition(".")
     return DHM_NAMES.get(module, module) + dot + rest
 
 
-def read_safetensors(path: Path) -> OrderedDict[str, Tensor]:
-    """Read a safetensors file to the CPU, with its metadata as an exported state dict has it."""
-    try:
-        from safetensors import safe_open
-        from safetensors.torch import load_file
-    except ImportError as error:
-        raise UserError(f"{path}: reading it requires: pip install safetensors") from error
-    if not path.is_file():
-        raise UserError(f"{path}: no such file; give the path of a checkpoint")
-    try:
-        state_dict = OrderedDict(load_file(path))
-        with safe_open(path, "pt") as file:
-            text = (file.metadata() or {}).get(EXPORT_KEY, "{}")
-        state_dict._metadata = {EXPORT_KEY: json.loads(text)}
-        return state_dict
-    except Exception as error:  # safetensors raises its own class for damage, and others
-        raise UserError(f"{path} cannot be read as safetensors: {one_line(error, 150)}") from error
-
-
-def export_backbone(model: nn.Module, path: Path, metadata: Metadata) -> None:
-    """Write the backbone's state dict with torchvision's parameter names, atomically.
-
-    Args:
-        model: the network; may be wrapped in DistributedDataParallel or compiled.
-        path: the format is safetensors if it ends in `.safetensors`, otherwise `torch.save`'s.
-        metadata: of the network, for `read_checkpoint`; other readers ignore it.
+def torchvision_weights(arch: str, name: str, flag: str) -> Weights:
+    """Return torchvision's weights of this name, such as IMAGENET1K_V1, downloaded on first use.
 
     Raises:
-        UserError: the file cannot be written, or the safetensors package is missing.
+        UserError: torchvision has no such weights, or the download failed.
     """
-    backbone = backbone_state_dict(model)
-    if path.suffix != ".safetensors":
-        # The attribute in which state dicts carry the versions of modules. The safe loader keeps
-        # it, and `load_state_dict` looks up nothing but names of modules in it.
-        backbone._metadata = {EXPORT_KEY: metadata._asdict()}
-        checkpoint.save(path, backbone)
-        return
+    check_arch(arch)
+    known = torchvision.models.get_model_weights(arch).__members__
+    if name not in known:
+        raise UserError(f"{flag} {name}: no such file or folder, and not {' or '.join(known)}")
     try:
-        from safetensors.torch import save
-    except ImportError as error:
-        raise UserError(f"{path}: writing it requires: pip install safetensors") from error
-    content = save(backbone, {"format": "pt", EXPORT_KEY: json.dumps(metadata._asdict())})
-    checkpoint.write_atomically(path, lambda file: file.write(content))
+        with first_on_node():
+            network = torchvision.models.get_model(arch, weights=known[name])
+    except (OSError, RuntimeError) as error:  # RuntimeError if the hash of the file is wrong
+        raise UserError(
+            f"{flag} {name}: the download of {known[name].url} failed ({root_cause(error)}); "
+            "connect to the internet, or download it elsewhere and give the file"
+        ) from error
+    return Weights(f"torchvision's {name}", network.state_dict(), {"arch": arch})
 
 
-def backbone_state_dict(model: nn.Module) -> OrderedDict[str, Tensor]:
-    """Return the backbone's state dict with torchvision's parameter names, on the CPU."""
-    state_dict = {canonical_name(name): value for name, value in model.state_dict().items()}
-    return OrderedDict(
-        (name, value.detach().cpu().contiguous())
-        for name, value in resnet.backbone_state_dict(state_dict).items()
-    )
+def check_arch(arch: str) -> None:
+    """Raise `UserError` for a network that is neither in `resnet.NETWORKS` nor in torchvision."""
+    known = [*resnet.NETWORKS, *torchvision.models.list_models(module=torchvision.models)]
+    if arch not in known:
+        raise UserError(
+            f"-a {arch}: expected {', '.join(resnet.NETWORKS)}, or the name of another torchvision "
+            "classifier, such as densenet121"
+        )
+
+
+def build_network(arch: str, weights: Weights, branches: bool) -> nn.Module:
+    """Build a network, whose output is a tuple of logits, and load its weights strictly.
+
+    Args:
+        arch: a key of `resnet.NETWORKS`, or the name of another torchvision classifier.
+        weights: those of the branches are dropped without `branches`.
+        branches: build the auxiliary branches too.
+
+    Raises:
+        UserError: the weights belong to another network, or have no branches.
+    """
+    check_arch(arch)
+    named = weights.metadata.get("arch", arch)
+    if named != arch:
+        raise UserError(f"{weights.source}: weights of {named}, not {arch}; leave out -a")
+    state = weights.state if branches else weights.backbone
+    if branches and len(state) == len(weights.backbone):
+        raise UserError(f"{weights.source}: has no auxiliary branches; leave out --branches")
+    if arch in resnet.NETWORKS:
+        network = resnet.build(arch, branches, weights.num_classes)
+    else:
+        options = {"num_classes": weights.num_classes}
+        if arch in ("googlenet", "inception_v3"):  # torchvision's weights have no aux. classifiers
+            own = any(name.lower().startswith("aux") for name in state)
+            # The default initialization takes a minute.
+            options |= {"init_weights": False, "aux_logits": own, "transform_input": not own}
+        network = torchvision.models.get_model(arch, weights=None, **options)
+    try:
+        checkpoint.load_weights(network, state, Path(weights.source))
+    except UserError as error:
+        if "arch" in weights.metadata:
+            raise
+        raise UserError(f"{error}; it was taken for a {arch}: give its network with -a") from error
+    names = weights.metadata.get("classes")
+    if names is not None and len(set(names)) != weights.num_classes:
+        raise UserError(f"{weights.source}: damaged, because its classes are not those of its fc")
+    return network if isinstance(network, resnet.DKSResNet) else TupleOutput(network)
+
+
+def choose_compute(image_size: int, device: torch.device, dtype: str) -> Compute:
+    """Return how to compute the network: channels last, except for small images on a CPU.
+
+    The last feature maps of small images have 2x2 pixels or fewer, for which oneDNN's channels-last
+    kernels take twice as long as its NCHW kernels (torch 2.15, 1,024 channels).
+    """
+    return make_compute(device, dtype, channels_last_on_cpu=image_size > 64)
+
+
+def download_released(arch: str) -> Path:
+    """Return the path of the released weights in torch's hub cache; download them if missing.
+
+    A download enters the cache only after all its keys and shapes have been checked.
+
+    Raises:
+        UserError: no weights were released for `arch`, the download failed, or the file is not a
+            checkpoint of `arch`.
+    """
+    if arch not in RELEASED:
+        raise UserError(f"-a {arch}: weights were released only for {', '.join(RELEASED)}")
+    target = Path(torch.hub.get_dir()) / "checkpoints" / f"dks_{arch}.pth"
+    with first_on_node() as first:
+        if first and not target.is_file():
+            download_to(target, arch)
+    return target
+
+
+def download_to(target: Path, arch: str) -> None:
+    """Download weights of `arch` with gdown, check them, and move them to `target`."""
+    drive_id, size = RELEASED[arch]
+    target.parent.mkdir(parents=True, exist_ok=True)
+    # gdown leaves a partial file behind when a download breaks off.
+    with tempfile.TemporaryDirectory(prefix=".dks-", dir=target.parent) as folder:
+        downloaded = Path(folder) / target.name
+        try:
+            import gdown
+
+            # Its progress bar is for terminals. With cookies it would write to the home folder.
+            quiet, url = not sys.stderr.isatty(), f"https://drive.google.com/uc?id={drive_id}"
+            gdown.download(url, str(downloaded), quiet=quiet, use_cookies=False, timeout=60)
+            build_network(arch, read_weights(downloaded), branches=False)
+        except Exception as error:  # gdown's own exceptions, those of requests, and UserError
+            reason = str(error) if isinstance(error, UserError) else root_cause(error)
+            reason = reason.replace(str(downloaded), "the downloaded file")
+            raise UserError(
+                f"the download failed ({reason}); open https://drive.google.com/file/d/{drive_id}"
+                f"/view in a browser, save the weights of {arch} ({size} MiB) and give the file as "
+                "--model_path FILE"
+            ) from error
+        os.replace(downloaded, target)
 
 
 def sha256(path: Path) -> str:
-    """Return the SHA-256 of a file in hexadecimal."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

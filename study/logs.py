@@ -1,128 +1,154 @@
-"""The study's logs: one small file per run, committed, from which everything is reported.
+"""The logs of the study: a small file for each run, committed, from which all is reported.
 
-The first line, epoch 0, holds the options and sizes of the run. Each further line holds one epoch
-under the keys of `log.txt`. The file is written when the run ends, so a run with a file is done.
+The first line, epoch 0, holds the options and sizes of the run. Each further line holds an epoch
+under the released code's keys; `ep1` is the shallow branch and `ep2` the deep one.
 """
 
 import json
-import os
+from dataclasses import replace
+from itertools import zip_longest
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
+from common.checkpoint import write_atomically
 from common.command_line import UserError
-from common.flag_groups import NO_REGULARIZATION
-from common.json_log import Log
-from epoch_log import PREFIX
-from options import RESUME_MUST_MATCH
-from study.plan import Preset, Run
-from study.presets import LOGS, PRESETS
+from common.evaluation import classifier_names
+from common.logs import JsonLog
+from plan import LOGS, SCALED, Preset, Run
+from weights import build_network
 
-SIZES = ("num_classes", "n_parameters", "train_images", "test_images")
-EPOCH_KEYS = (
-    "epoch", "train_loss", "train_acc", "test_loss", "test_acc", "test_acc_ep1", "test_acc_ep2",
-    "test_error_ensemble", "test_divergences", "train_time", "test_time", "peak_memory_mib",
+ACCURACIES = ("test_acc", "test_acc_ep1", "test_acc_ep2")  # in the order of the classifiers
+OPTIONS = (
+    "epochs", "dataset", "image_size", "arch", "depth", "width", "dropout", "method", "direction",
+    "aux_weight", "synergy_weight", "label_smoothing", "mixup", "cutmix", "batch_size", "lr",
+    "weight_decay", "seed", "dtype",
 )  # fmt: skip
-# What identifies the random numbers and the data; the first logs do not hold it.
-IDENTITY = ("random_scheme", "data_fingerprint")
 # Values of options that the first logs do not hold.
-ABSENT = {"first_class": 0, **NO_REGULARIZATION}
+ABSENT = {"arch": "wrn", "first_class": 0, "label_smoothing": 0.0, "mixup": 0.0, "cutmix": 0.0}
 
 
 class LoggedRun(NamedTuple):
-    """A finished run."""
+    """A log."""
 
-    options: dict  # includes the sizes
+    options: dict  # and sizes
     epochs: list[dict]
+
+    @property
+    def is_finished(self) -> bool:
+        return bool(self.epochs) and self.epochs[-1]["epoch"] == self.options["epochs"]
+
+    @property
+    def tested(self) -> list[dict]:
+        """The epochs that ended with a test."""
+        return [epoch for epoch in self.epochs if "test_acc" in epoch]
+
+    @property
+    def best_epoch(self) -> dict:
+        return max(self.tested, key=lambda epoch: epoch["test_acc"])
+
+    @property
+    def errors(self) -> dict[str, float]:
+        """The errors in percent after the last test, by classifier; and the best epoch's."""
+        last = self.tested[-1]
+        accuracies = [last[key] for key in ACCURACIES if last[key] is not None]
+        names = classifier_names(len(accuracies))
+        return {name: 100 - each for name, each in zip(names, accuracies, strict=True)} | {
+            "ensemble": last["test_error_ensemble"],
+            "training": 100 - last["train_acc"],
+            "best": 100 - self.best_epoch["test_acc"],
+        }
 
 
 Study = dict[str, dict[int, LoggedRun]]  # by row, then by seed
 
 
-def log_path(folder: Path, run: Run) -> Path:
-    return folder / f"{run.name}.jsonl"
-
-
 def write_log(run: Run, source: Path, target: Path) -> None:
-    """Write what the study needs of the run's `log.txt`, which is `source`, to `target`.
-
-    Raises:
-        OSError: a file cannot be read or written.
-    """
-    full = Log(source, PREFIX).records()
-    last = full[-1]
-    options = {key: last[key] for key in ("epochs", *RESUME_MUST_MATCH, *SIZES)}
-    options["first_class"] = run.row.first_class
-    options |= {key: last[key] for key in IDENTITY if key in last}
-    records = [{"epoch": 0, "torch": torch.__version__, **options}]
-    records += [{key: rounded(r[key]) for key in EPOCH_KEYS if key in r} for r in full]
-    temporary = target.with_name(target.name + ".tmp")
-    temporary.write_text("".join(json.dumps(record) + "\n" for record in records))
-    os.replace(temporary, target)
-
-
-def rounded(value: object) -> object:
-    """Round floats, also in nested lists, to four decimals."""
-    if isinstance(value, list):
-        return [rounded(each) for each in value]
-    return round(value, 4) if isinstance(value, float) else value
+    """Write what the study needs of the run's `log.jsonl`, which is `source`, to `target`."""
+    records = JsonLog(source).records()
+    options, data = records[-1]["options"], records[-1]["data"]
+    with torch.device("meta"):
+        network = build_network(run.config(), data["classes"], options["method"] != "baseline")
+    first = {
+        "epoch": 0,
+        "torch": torch.__version__,
+        **compact_options(options, run),
+        "num_classes": data["classes"],
+        "n_parameters": sum(parameter.numel() for parameter in network.parameters()),
+        "train_images": data["train_images"],
+        "test_images": data["test_images"],
+        "random_scheme": 2,  # the first logs are of another one: README.md
+        "data_fingerprint": data["identity"],
+    }
+    lines = [json.dumps(each) + "\n" for each in (first, *map(compact_record, records))]
+    write_atomically(target, lambda file: file.write("".join(lines).encode()))
 
 
-def read_run(folder: Path, run: Run, preset: Preset) -> LoggedRun | None:
-    """Return a finished run, or None if it is not finished.
+def compact_options(options: dict, run: Run) -> dict:
+    """Return the options that decide the result, from all options of the run."""
+    return {
+        **{name: options[name] for name in OPTIONS},
+        "epoch_step": [1 + finished for finished in options["milestones"]],
+        "lr_decay_ratio": options["lr_factor"],
+        "first_class": run.first_class,
+    }
+
+
+def compact_record(record: dict) -> dict:
+    """Return an epoch from its record in `log.jsonl`, with four decimals."""
+    train, test, times = record["train"], record.get("test"), record["times"]
+    compact = {"epoch": record["epoch"], "train_loss": train["losses"]["total"]}
+    compact["train_acc"] = 100 - train["top1_errors"][0]
+    if test:
+        compact["test_loss"] = test["losses"]["total"]
+        compact |= zip_longest(ACCURACIES, [100 - error for error in test["top1_errors"]])
+        compact["test_error_ensemble"] = test["ensemble_top1_error"]
+        compact["test_divergences"] = test["divergences"]
+        compact["test_time"] = times["test_s"]
+    compact |= {"train_time": times["train_s"], "peak_memory_mib": record["peak_memory_mib"]}
+    return json.loads(json.dumps(compact), parse_float=lambda text: round(float(text), 4))
+
+
+def read_run(folder: Path, run: Run) -> LoggedRun | None:
+    """Return the log of a run, which may not be finished; None if there is none.
 
     Raises:
         UserError: the log is of a run with other options.
     """
-    path = log_path(folder, run)
+    path = folder / f"{run.name}.jsonl"
     if not path.exists():
         return None
-    options, *epochs = Log(path).records() or [{}]
-    config = run.config(preset)
-    expected = {"epochs": config.epochs, **config.resume_options()}
-    expected["first_class"] = run.row.first_class
-    if preset.split:
-        num_classes, images = preset.split
-        expected |= {"num_classes": num_classes, "train_images": num_classes * images}
-    for key, value in expected.items():
-        if options.get(key, ABSENT.get(key)) != value:
+    options, *epochs = JsonLog(path).records() or [{}]
+    expected = compact_options(run.config().to_dict(), run)
+    if run.preset.split:
+        classes, images = run.preset.split
+        expected |= {"num_classes": classes, "train_images": classes * images}
+    for name, value in expected.items():
+        if (found := (ABSENT | options).get(name)) != value:
             raise UserError(
-                f"{path}: log of a run with {key} {options.get(key)}, not {value}; choose another "
-                "--logs folder"
+                f"{path}: log of a run with {name} {found}, not {value}; choose another --logs "
+                "folder"
             )
-    done = epochs and epochs[-1]["epoch"] == config.epochs
-    return LoggedRun(options, epochs) if done else None
+    return LoggedRun(ABSENT | options, epochs)
 
 
-def tested_epochs(records: list[dict]) -> list[dict]:
-    """Return the records of the epochs that ended with a test."""
-    return [record for record in records if "test_acc" in record]
+def read_study(preset: Preset, folder: Path, unfinished: bool = False) -> Study:
+    """Return the finished runs of a preset, and those of the scaled study to report beside them.
 
-
-def read_study(folder: Path, preset: Preset) -> Study:
-    """Return all finished runs, by row in the order of the plan, then by seed.
-
-    The runs of the earlier preset to report beside them come first.
+    With `unfinished`, return those too that have been tested.
 
     Raises:
-        UserError: no run is finished, or a log is of a run with other options.
+        UserError: there is no run, or a log is of a run with other options.
     """
-    study = finished_runs(folder, preset)
-    if not study:
-        raise UserError(f"{folder}: no log of a finished run; study/run.py writes the logs")
-    if preset.earlier:
-        name, rows = preset.earlier
-        reported = PRESETS[name].reduced([row.name for row in rows])
-        return finished_runs(LOGS / name, reported) | study
-    return study
-
-
-def finished_runs(folder: Path, preset: Preset) -> Study:
-    """Return the finished runs of the preset's own rows."""
     study: Study = {}
-    for row in preset.rows:
-        runs = {run.seed: read_run(folder, run, preset) for run in preset.runs() if run.row == row}
-        if done := {seed: logged for seed, logged in runs.items() if logged}:
-            study[row.name] = done
+    if preset.beside:
+        study |= read_study(replace(SCALED, groups=preset.beside), LOGS / SCALED.name)
+    count = len(study)
+    for run in preset.runs():
+        log = read_run(folder, run)
+        if log and (log.is_finished or unfinished and log.tested):
+            study.setdefault(run.row, {})[run.seed] = log
+    if len(study) == count:
+        raise UserError(f"{folder}: no log of a finished run; study/run.py writes the logs")
     return study

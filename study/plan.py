@@ -1,108 +1,68 @@
-"""What a study consists of: data, network, recipe, rows, and the runs of each row."""
+"""The plan of each study: network, data and rows, and the runs of each row."""
 
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from common.command_line import UserError
-from options import Config, parse
+from common.command_line import choice
+from common.options import COUNT, METHODS, run_flag
+from flags import Config, with_recipe
 
-MILESTONES = (0.3, 0.6, 0.8)  # fractions of the epochs: the paper's 60, 120 and 160 of 200
+LOGS = Path(__file__).parent  # holds a folder of logs for each preset
 
-
-@dataclass(frozen=True)
-class Row:
-    """Runs that differ only in the seed, which goes from 1 to `seeds`."""
-
-    name: str
-    method: str
-    seeds: int = 5
-    direction: str = "bidirectional"
-    dropout: bool = False
-    dtype: str = "float32"
-    first_class: int = 0  # of a split of the data, counted from 0
-    label_smoothing: float = 0.0
-    cutmix: float = 0.0  # alpha; 0: off
+# A row is named after its method and what it changes: options of `main.py`.
+CHANGES = {
+    "": {},
+    "top-down": {"direction": "top-down"},
+    "bottom-up": {"direction": "bottom-up"},
+    "dropout": {"dropout": True},
+    "bfloat16": {"dtype": "bfloat16"},
+    "smoothing": {"label_smoothing": 0.1},
+    "cutmix": {"cutmix": 1.0},
+    "21to40": {},  # the classes
+}
 
 
 @dataclass(frozen=True)
 class Preset:
-    """A study: data, network, recipe, and groups of rows, the most important group first.
+    """A study.
 
     Attributes:
+        options: of `main.py`; the others have their defaults.
+        groups: names of rows, and their number of seeds; the most important group first.
         pairs: rows to compare seed by seed.
-        primary: number of pairs, the first ones, whose p-values are corrected for multiple
-            comparisons.
-        earlier: name of a preset with runs to report beside those of this one, and their rows.
-        settings: in which the gain of DKS is reported: the ends of the rows' names, and labels.
+        primary: number of pairs, the first ones, that are tests: their p-values are corrected.
+        beside: rows of the scaled study that are reported beside these.
+        settings: in which the gain of DKS is reported: the ends of the rows' names, by label.
+        split: classes, and training images of each class, of a folder of images; None: all.
     """
 
-    dataset: str
-    depth: int
-    width: float
-    image_size: int
-    epochs: int
-    batch_size: int
-    groups: tuple[tuple[Row, ...], ...]
-    pairs: tuple[tuple[str, str], ...]
+    name: str
+    options: dict
+    groups: tuple[tuple[str, int], ...]
+    pairs: tuple[str, ...] = ()
     primary: int = 0
-    earlier: tuple[str, tuple[Row, ...]] | None = None
-    settings: tuple[tuple[str, str], ...] = ()
-    test_every: int = 1
-    split: tuple[int, int] | None = None  # classes, training images per class; None: all
+    beside: tuple[tuple[str, int], ...] = ()
+    settings: dict[str, str] | None = None
+    split: tuple[int, int] | None = None
 
-    @property
-    def rows(self) -> tuple[Row, ...]:
-        return sum(self.groups, ())
-
-    @property
-    def reported_rows(self) -> tuple[Row, ...]:
-        """The rows of the report: those of the earlier preset, then those of this preset."""
-        return (self.earlier[1] if self.earlier else ()) + self.rows
-
-    @property
-    def milestones(self) -> list[int]:
-        """The 1-based epochs at whose start the learning rate drops."""
-        return [max(1, round(fraction * self.epochs)) for fraction in MILESTONES]
-
-    def runs(self) -> "Iterator[Run]":
-        """Yield all runs group by group, and within a group seed by seed."""
-        for group in self.groups:
-            for seed in range(1, 1 + max((row.seeds for row in group), default=0)):
-                yield from (Run(row, seed) for row in group if seed <= row.seeds)
-
-    def reduced(self, names: Sequence[str] | None, **sizes: float | None) -> "Preset":
-        """Return the preset with only the named rows and with other sizes or `seeds`.
-
-        Args:
-            names: of the rows; None keeps all of them.
-            sizes: fields of the preset, or `seeds`; None keeps the preset's value.
-
-        Raises:
-            UserError: a row does not exist.
-        """
-        known = [row.name for row in self.rows]
-        names = names or known
-        if unknown := [name for name in names if name not in known]:
-            raise UserError(f"--rows {unknown[0]}: no such row; choose from {', '.join(known)}")
-        given = {key: value for key, value in sizes.items() if value is not None}
-        seeds = {"seeds": given.pop("seeds")} if "seeds" in given else {}
-        groups = (
-            tuple(replace(row, **seeds) for row in group if row.name in names)
-            for group in self.groups
-        )
-        # Runs of other sizes can't be compared with the earlier ones.
-        return replace(self, groups=tuple(groups), earlier=None if given else self.earlier, **given)
+    def runs(self) -> list["Run"]:
+        """Return all runs, group by group, and within a group seed by seed."""
+        return [
+            Run(self, row, seed)
+            for rows, seeds in self.groups
+            for seed in range(1, seeds + 1)
+            for row in rows.split()
+        ]
 
     def __str__(self) -> str:
-        data = self.dataset
+        config, count = self.runs()[0].config(), len(self.runs())
+        data = "CIFAR-100"
         if self.split:
-            num_classes, images = self.split
-            data = f"{num_classes} classes × {images} images of {self.image_size}×{self.image_size}"
+            data = "{} classes × {} images of {}×{}".format(*self.split, *[config.image_size] * 2)
+        decays = [1 + finished for finished in config.milestones]
         return (
-            f"WRN-{self.depth}-{self.width:g} on {data}: {self.epochs} epochs in batches of "
-            f"{self.batch_size}, the learning rate falls at {self.milestones}; "
-            f"{len(list(self.runs()))} runs"
+            f"{config.network_name} on {data}: {config.epochs} epochs in batches of "
+            f"{config.batch_size}, the learning rate falls at {decays}; {count} runs"
         )
 
 
@@ -110,37 +70,120 @@ class Preset:
 class Run:
     """One run of `main.py`."""
 
-    row: Row
+    preset: Preset
+    row: str
     seed: int
 
     @property
     def name(self) -> str:
-        return f"{self.row.name}-seed{self.seed}"
+        return f"{self.row}-seed{self.seed}"
 
-    def command_line(self, preset: Preset, dataroot: Path, save: Path) -> list[str]:
-        """Return the arguments of `main.py` that start or resume the run."""
-        values = {
-            "dataset": preset.dataset,
-            "dataroot": dataroot,
-            "image-size": preset.image_size,
-            "depth": preset.depth,
-            "width": preset.width,
-            "epochs": preset.epochs,
-            "batch_size": preset.batch_size,
-            "epoch_step": preset.milestones,
-            "test_every": preset.test_every,
-            "method": self.row.method,
-            "direction": self.row.direction,
-            "dtype": self.row.dtype,
-            "label-smoothing": self.row.label_smoothing,
-            "cutmix": self.row.cutmix,
-            "seed": self.seed,
-            "save": save,
-            "resume": "auto",
-        }
-        dropout = ["--dropout"] if self.row.dropout else []
-        return [f"--{flag}={value}" for flag, value in values.items()] + dropout
+    @property
+    def first_class(self) -> int:
+        """The first class of the split, counted from 0."""
+        return 20 if self.row.endswith("21to40") else 0
 
-    def config(self, preset: Preset) -> Config:
-        """Return the options of the run; its paths are placeholders."""
-        return parse(self.command_line(preset, Path("data"), Path("run")))
+    def options(self) -> dict:
+        """Return the options of `main.py` that differ from its defaults."""
+        method, _, change = self.row.partition("-")
+        return self.preset.options | {"method": method, "seed": self.seed} | CHANGES[change]
+
+    def config(self) -> Config:
+        """Return all options, except for the paths."""
+        return with_recipe(Config(**self.options()))
+
+
+def rows(suffix: str) -> str:
+    return " ".join(f"{method}-{suffix}" for method in METHODS)
+
+
+MAIN, DROPOUT = ("baseline ds dks", 5), ("baseline-dropout dks-dropout", 3)
+MAIN_PAIRS = ("dks − ds", "dks − baseline", "ds − baseline")
+DROPOUT_PAIR = "dks-dropout − baseline-dropout"
+TRICKS = ("smoothing", "cutmix")
+TRICK_TESTS = (
+    *(f"dks-{trick} − baseline-{trick}" for trick in TRICKS),
+    *(f"dks − baseline-{trick}" for trick in TRICKS),
+)
+TRICK_PAIRS = tuple(
+    pair
+    for trick in TRICKS
+    for pair in (
+        f"dks-{trick} − ds-{trick}",
+        f"ds-{trick} − baseline-{trick}",
+        *(f"{method}-{trick} − {method}" for method in METHODS),
+    )
+)
+TRICK_SETTINGS = {"label smoothing 0.1": "-smoothing", "CutMix, α = 1": "-cutmix"}
+
+SCALED = Preset(
+    "scaled",
+    # Chosen by time and by the baseline's training error: README.md. There are five times as many
+    # test images as training images.
+    {"dataset": "folder", "image_size": 16, "depth": 16, "width": 1.0, "epochs": 625}
+    | {"batch_size": 64, "test_every": 5},
+    (MAIN, ("dks-top-down dks-bottom-up", 3), DROPOUT, ("dks-bfloat16", 3)),
+    (
+        *MAIN_PAIRS,  # the first two are the study's main comparisons
+        "dks-top-down − dks",
+        "dks-bottom-up − dks",
+        DROPOUT_PAIR,
+        "dks-bfloat16 − dks",
+    ),
+    split=(20, 50),
+)
+FOLLOW_UP = replace(
+    SCALED,
+    name="follow-up",
+    groups=((rows("21to40"), 5), (rows("smoothing"), 3), (rows("cutmix"), 3)),
+    pairs=(
+        "dks-21to40 − ds-21to40",
+        "dks-21to40 − baseline-21to40",
+        *TRICK_TESTS,
+        "ds-21to40 − baseline-21to40",
+        *TRICK_PAIRS,
+    ),
+    primary=6,
+    beside=(MAIN, DROPOUT),
+    settings={"plain recipe, classes 1 to 20": "", "classes 21 to 40": "-21to40"}
+    | {"dropout": "-dropout"}
+    | TRICK_SETTINGS,
+)
+FULL_SIZE = Preset(
+    "cifar100",
+    {"dataset": "folder", "arch": "resnet", "depth": 32, "dtype": "bfloat16", "test_every": 2},
+    (("dks baseline ds", 2),),
+)
+# The defaults of main.py are the paper's WRN-28-10 on CIFAR-100.
+PAPER = Preset("paper", {}, (MAIN, (DROPOUT[0], 5)), (*MAIN_PAIRS, DROPOUT_PAIR))
+MODERN = Preset(
+    "modern",
+    {},
+    (MAIN, (rows("smoothing"), 5), (rows("cutmix"), 5)),
+    (*MAIN_PAIRS[:2], *TRICK_TESTS, MAIN_PAIRS[2], *TRICK_PAIRS),
+    primary=6,
+    settings={"plain recipe": "", **TRICK_SETTINGS},
+)
+PRESETS = {each.name: each for each in (SCALED, FOLLOW_UP, FULL_SIZE, PAPER, MODERN)}
+
+
+@dataclass(frozen=True)
+class PlanOptions:
+    """The options that choose a plan."""
+
+    preset: str = run_flag(
+        "scaled",
+        choice(*PRESETS),
+        "scaled: small networks on images, for a CPU; follow-up: the same on other classes, with "
+        "label smoothing and with CutMix; cifar100: ResNet-32 on a folder of CIFAR-100; paper: "
+        "WRN-28-10 on CIFAR-100, for a GPU; modern: that with label smoothing and with CutMix",
+    )
+    epochs: int | None = run_flag(None, COUNT, "epochs of each run")
+    logs: Path | None = run_flag(None, Path, "folder of the study's logs (default: study/PRESET)")
+
+    def plan(self) -> tuple[Preset, Path]:
+        """Return the preset, with --epochs if they are given, and the folder of its logs."""
+        preset = PRESETS[self.preset]
+        if self.epochs:  # can't be compared with the scaled study
+            preset = replace(preset, options=preset.options | {"epochs": self.epochs}, beside=())
+        return preset, self.logs or LOGS / self.preset

@@ -1,194 +1,162 @@
-"""Train all runs of the study that are not done, then print its tables.
+"""Train all runs of a study that are not done, then print its tables.
 
     python study/run.py --data DIR --out DIR --jobs 2
 
-reads images from DIR/train/<class> and DIR/val/<class>. `--preset paper` trains the paper's
-networks on CIFAR-100 in DIR instead. study/README.md explains the plan. A run is done when its log
-is in study/PRESET. Finished runs are skipped; interrupted runs resume from their checkpoints in
---out.
+reads images from DIR/train/<class> and DIR/val/<class>. README.md explains the plans. A run is done
+when its log is in study/PRESET. An interrupted run is resumed from its checkpoint in --out.
 """
 
-import argparse
 import os
+import shutil
+import signal
 import subprocess
 import sys
-import time
-from collections.abc import Mapping, Sequence
-from itertools import takewhile
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from queue import SimpleQueue
+from typing import NoReturn
 
-# The repository's folder, and the script folder that the study uses.
-sys.path.insert(0, str(Path(__file__).parents[1]))
-sys.path.insert(0, str(Path(__file__).parents[1] / "wrn_DKS"))
+sys.path.insert(1, str(Path(__file__).parents[1] / "wrn_DKS"))  # after the folder of this file
 
 import torch
 
-from common.command_line import (
-    ArgumentParser,
-    UserError,
-    bounded_number,
-    exit_status,
-)
-from common.progress import format_duration
-from common.signals import check_signals, defer_signals
-from epoch_log import LOG
-from study.data import prepare_data
-from study.logs import log_path, read_run, read_study, write_log
-from study.plan import Preset, Row, Run
-from study.presets import add_plan_flags, chosen_plan
-from study.report import tables
+from common.command_line import Interrupted, UserError, build_parser, run_script
+from common.images import list_class, list_images
+from common.logs import LOG
+from common.options import COUNT, run_flag
+from data import CIFAR, load_cifar
+from logs import read_run, write_log
+from plan import PlanOptions, Run
+from report import tables
 
 MAIN = Path(__file__).parents[1] / "wrn_DKS" / "main.py"
+OUTPUT = "output.txt"  # what a run prints
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line and return the exit status."""
-    return exit_status(lambda: run_study(parse(argv)))
-
-
-def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = ArgumentParser(
-        prog="study/run.py", description="Train all runs of the study not yet done."
+@dataclass(frozen=True)
+class Options(PlanOptions):
+    rows: Sequence[str] = run_flag(
+        (), str, "only these rows (default: all)", nargs="+", metavar="NAME"
     )
-    parser.add_argument(
-        "--data",
-        type=Path,
-        required=True,
-        metavar="DIR",
-        help="folder of train/ and val/, or CIFAR",
+    seeds: int = run_flag(5, COUNT, "at most so many runs of each row")
+    data: Path = run_flag(None, Path, "folder of the images, or of CIFAR-100", required=True)
+    out: Path = run_flag(None, Path, "folder of checkpoints and output", required=True)
+    jobs: int = run_flag(
+        1, COUNT, "parallel runs; several of them use one thread each, and take the GPUs in turn"
     )
-    parser.add_argument(
-        "--out", type=Path, required=True, metavar="DIR", help="folder for checkpoints and output"
-    )
-    parser.add_argument(
-        "--jobs",
-        type=bounded_number(int, 1, 1000),
-        default=1,
-        help="parallel runs; several of them use one thread each and take the GPUs in turn",
-    )
-    add_plan_flags(parser)
-    return parser.parse_args(argv)
 
 
-def run_study(options: argparse.Namespace) -> None:
-    """Train what is missing, then print the tables.
-
-    Raises:
-        UserError: the data are unsuitable, a log is of another plan, or a run failed.
-    """
-    preset, logs = chosen_plan(options)
-    missing = [run for run in preset.runs() if not read_run(logs, run, preset)]
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = build_parser(Options, "study/run.py", "Train all runs of a study not yet done.")
+    options = Options(**parser.parse_given(argv))
+    preset, logs = options.plan()
+    rows = list(dict.fromkeys(run.row for run in preset.runs()))
+    if unknown := [row for row in options.rows if row not in rows]:
+        raise UserError(f"--rows {unknown[0]}: no such row; choose from {', '.join(rows)}")
+    chosen = [run for run in preset.runs() if run.row in (options.rows or rows)]
+    missing = [run for run in chosen if run.seed <= options.seeds and not is_done(run, logs)]
     print(f"{preset}, {len(missing)} to train; logs in {logs}", flush=True)
-    if missing:
-        rows = dict.fromkeys(run.row for run in missing)
-        data = {row: prepare_data(preset, row, options.data, options.out) for row in rows}
-        logs.mkdir(parents=True, exist_ok=True)
-        folders = Folders(data, options.out / options.preset, logs)
-        if failed := train_runs(missing, preset, folders, options.jobs):
-            raise UserError(
-                f"{len(failed)} of {len(missing)} runs failed: {', '.join(failed)}; repeat the "
-                "command to try them again"
-            )
-    print(f"\n{tables(read_study(logs, preset), preset)}")
+    if missing and (failed := train_all(missing, options, logs)):
+        raise UserError(
+            f"{len(failed)} of {len(missing)} runs failed: {', '.join(failed)}; repeat the command "
+            "to try them again"
+        )
+    print(f"\n{tables(preset, logs)}")
 
 
-class Folders(NamedTuple):
-    """Where the runs read and write."""
-
-    data: dict[Row, Path]
-    out: Path
-    logs: Path
-
-    def save(self, run: Run) -> Path:
-        """Return the folder of a run's checkpoint."""
-        return self.out / run.name
-
-    def output(self, run: Run) -> Path:
-        """Return the file with everything that a run prints."""
-        return self.save(run) / "output.txt"
+def is_done(run: Run, logs: Path) -> bool:
+    log = read_run(logs, run)
+    return log is not None and log.is_finished
 
 
-def train_runs(runs: Sequence[Run], preset: Preset, folders: Folders, jobs: int) -> list[str]:
-    """Train `jobs` runs at a time, each in a process; return the names of those that failed.
+def train_all(runs: Sequence[Run], options: Options, logs: Path) -> list[str]:
+    """Train `--jobs` runs at a time, each in a process; return the names of those that failed."""
+    signal.signal(signal.SIGTERM, stop)
+    logs.mkdir(parents=True, exist_ok=True)
+    roots = prepare_data(runs, options)
+    gpus = [f"cuda:{index}" for index in range(torch.cuda.device_count())] or ["auto"]
+    devices: SimpleQueue[str] = SimpleQueue()
+    for job in range(options.jobs):
+        devices.put(gpus[job % len(gpus)])
+    environment = os.environ | ({"OMP_NUM_THREADS": "1"} if options.jobs > 1 else {})
+    folder, processes, failed = options.out / options.preset, [], []
 
-    No process outlives this function.
-    """
-    waiting, running, failed = list(runs), {}, []
-    free = [run_environment(job, jobs, visible_gpus()) for job in range(jobs)]
-    try:
-        while waiting or running:
-            while waiting and free:
-                run, environment = waiting.pop(0), free.pop(0)
-                with defer_signals():  # so that every started process is in `running`
-                    process = start_run(run, preset, folders, environment)
-                    running[process] = run, environment, time.perf_counter()
-            check_signals()
-            time.sleep(0.1)
-            for process in [process for process in running if process.poll() is not None]:
-                run, environment, start = running.pop(process)
-                free.append(environment)
-                time_s = format_duration(time.perf_counter() - start)
-                if process.returncode:
-                    failed.append(run.name)
-                    outcome = f"FAILED {run.name} after {time_s}: {failure(run, folders)}"
-                else:
-                    write_log(run, folders.save(run) / LOG, log_path(folders.logs, run))
-                    outcome = f"done {run.name} in {time_s}: {errors(run, preset, folders)}"
-                print(f"{outcome} ({len(waiting) + len(running)} left)", flush=True)
-    finally:
-        for process in running:
-            process.terminate()
-        for process in running:
-            process.wait()
+    def train(run: Run) -> int:
+        save, device = folder / run.name, devices.get()
+        save.mkdir(parents=True, exist_ok=True)
+        values = {"dataroot": roots[run.first_class], "save": save, "device": device}
+        values |= run.options() | {"resume": "auto"}
+        flags = [f"--{name}" if v is True else f"--{name}={v}" for name, v in values.items()]
+        words = [sys.executable, MAIN, *flags]
+        with open(save / OUTPUT, "a") as output:
+            process = subprocess.Popen(words, env=environment, stdout=output, stderr=output)
+            processes.append(process)
+            status = process.wait()
+        devices.put(device)
+        if status == 0:
+            write_log(run, save / LOG, logs / f"{run.name}.jsonl")
+        return status
+
+    with ThreadPoolExecutor(options.jobs) as pool:
+        futures = {pool.submit(train, run): run.name for run in runs}
+        try:
+            for future in as_completed(futures):
+                name = futures[future]
+                if future.result():
+                    failed.append(name)
+                text = (folder / name / OUTPUT).read_text(errors="replace") or "no output\n"
+                outcome = "FAILED" if name in failed else "done"
+                print(f"{outcome} {name}: {text.splitlines()[-1]}", flush=True)
+        except BaseException:  # a signal, such as Ctrl-C
+            pool.shutdown(wait=False, cancel_futures=True)
+            for process in processes:
+                process.terminate()  # it saves its checkpoint
+            raise
     return failed
 
 
-def visible_gpus() -> list[str]:
-    """Return the names by which CUDA knows the GPUs that this process may use."""
-    names = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if names is None:
-        return [str(index) for index in range(torch.cuda.device_count())]
-    given = [name.strip() for name in names.split(",")]
-    return list(takewhile(lambda name: name and not name.startswith("-"), given))  # as CUDA does
+def stop(signum: int, frame: object) -> NoReturn:
+    raise Interrupted(signum)
 
 
-def run_environment(job: int, jobs: int, gpus: Sequence[str]) -> dict[str, str]:
-    """Return the environment variables of the runs of a job, from 0 to `jobs` - 1."""
-    one_thread = {"OMP_NUM_THREADS": "1"} if jobs > 1 else {}
-    one_gpu = {"CUDA_VISIBLE_DEVICES": gpus[job % len(gpus)]} if gpus else {}
-    return one_thread | one_gpu
+def prepare_data(runs: Sequence[Run], options: Options) -> dict[int, Path]:
+    """Return the folder for `--dataroot`, by the first class of a run."""
+    firsts, split = {run.first_class for run in runs}, runs[0].preset.split
+    if split:
+        data = options.data.resolve()
+        return {first: link_split(data, options.out, first, *split) for first in firsts}
+    if (name := runs[0].config().dataset) in CIFAR:
+        load_cifar(name, options.data)  # downloads it once, for all runs
+    return dict.fromkeys(firsts, options.data)
 
 
-def start_run(
-    run: Run, preset: Preset, folders: Folders, environment: Mapping[str, str]
-) -> subprocess.Popen:
-    """Start or resume a run in a process of its own, with more environment variables."""
-    save = folders.save(run)
-    save.mkdir(parents=True, exist_ok=True)
-    with open(folders.output(run), "a") as output:
-        return subprocess.Popen(
-            [sys.executable, str(MAIN), *run.command_line(preset, folders.data[run.row], save)],
-            env={**os.environ, **environment},
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,  # Ctrl-C in a terminal reaches only this process, which ends it
-        )
+def link_split(data: Path, out: Path, first: int, count: int, images: int) -> Path:
+    """Make a folder of links, a split of `count` classes of `data` from number `first` on.
 
+    The first `images` of each class in `data`/train, by name, go to its train/. All others of these
+    classes, and those in `data`/val, go to its test/.
 
-def failure(run: Run, folders: Folders) -> str:
-    """Return the last line that a failed run printed."""
-    lines = folders.output(run).read_text(errors="replace").split("\n")
-    return next((line for line in reversed(lines) if line.strip()), "it printed nothing")
-
-
-def errors(run: Run, preset: Preset, folders: Folders) -> str:
-    """Return the last epoch's errors of a finished run."""
-    last = read_run(folders.logs, run, preset).epochs[-1]
-    train, test = 100 - last["train_acc"], 100 - last["test_acc"]
-    return f"training error {train:.2f} %, test error {test:.2f} %"
+    Raises:
+        UserError: `data` has too few classes or images.
+    """
+    folder = out / f"split-{count}x{images}-from-{first + 1}"
+    shutil.rmtree(folder, ignore_errors=True)
+    classes = list_images(data / "train").classes[first : first + count]
+    if len(classes) < count:
+        raise UserError(f"{data}/train: fewer than {first + count} classes")
+    for name in classes:
+        train, val = (list_class(data / part / name)[0] for part in ("train", "val"))
+        if len(train) <= images:
+            raise UserError(f"{data}/train/{name}: {len(train)} images, expected over {images}")
+        for index, path in enumerate(train + val):
+            part = "train" if index < images else "test"
+            link = folder / part / name / f"{index:05}-{Path(path).name}"
+            link.parent.mkdir(parents=True, exist_ok=True)
+            link.symlink_to(path)
+    return folder
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_script(main)

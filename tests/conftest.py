@@ -9,15 +9,16 @@ import hashlib
 import importlib
 import os
 import shutil
-import signal
 import sys
 from pathlib import Path
 from types import ModuleType
 
+os.environ["CUDA_VISIBLE_DEVICES"] = ""  # before torch: all results here are those of a CPU
+
 import pytest
 import torch
-from cifar_runs import SMALL_CIFAR_RUN
-from processes import ForkedPython, ScriptRuns, kill_descendants
+from halves import Half, write_data
+from processes import ForkedPython, kill_descendants
 from synthetic import write_cifar100
 
 TESTS = Path(__file__).resolve().parent
@@ -25,43 +26,30 @@ ROOT = TESTS.parent
 
 
 class ScriptFolder:
-    """Imports modules on first use: `folder.main`, or `folder.command_line` from its `common`.
+    """Imports modules on first use: `folder.main`, or `folder.command_line` from its `common`."""
 
-    Args:
-        name: of the script folder.
-        package: a package that uses the folder, such as `study`; its modules take precedence.
-    """
-
-    def __init__(self, name: str, package: str | None = None):
+    def __init__(self, name: str):
         self.path = ROOT / name
-        self._packages = [package] if package else []
         self.imported: dict[str, ModuleType] = {}  # by full name
 
     def __getattr__(self, name: str) -> ModuleType:
-        full_name = self._full_name(name)
+        places = {name: self.path, f"common.{name}": self.path / "common"}
+        found = [place for place, folder in places.items() if (folder / f"{name}.py").exists()]
+        if not found:
+            raise AttributeError(f"{self.path.name} has no module {name}")
         others, path = self._pop_modules(), list(sys.path)
         sys.modules.update(self.imported)
-        sys.path[:0] = [str(self.path), str(ROOT)]
+        sys.path.insert(0, str(self.path))
         try:
-            return importlib.import_module(full_name)
+            return importlib.import_module(found[0])
         finally:
             sys.path[:] = path
             self.imported = self._pop_modules()
             sys.modules.update(others)
 
-    def _full_name(self, name: str) -> str:
-        for package in self._packages:
-            if (ROOT / package / f"{name}.py").exists():
-                return f"{package}.{name}"
-        if (self.path / f"{name}.py").exists():
-            return name
-        if (self.path / "common" / f"{name}.py").exists():
-            return f"common.{name}"
-        raise AttributeError(f"{self.path.name} has no module {name}")
-
     def _pop_modules(self) -> dict[str, ModuleType]:
-        """Remove the folder's and package's modules from `sys.modules` and return them."""
-        names = {path.stem for path in self.path.glob("*.py")} | {"common", *self._packages}
+        """Remove the folder's modules from `sys.modules` and return them."""
+        names = {path.stem for path in self.path.glob("*.py")} | {"common"}
         popped = [key for key in sys.modules if key.split(".")[0] in names]
         return {key: sys.modules.pop(key) for key in popped}
 
@@ -77,18 +65,38 @@ def imagenet() -> ScriptFolder:
 
 
 @pytest.fixture(scope="session")
-def study() -> ScriptFolder:
-    return ScriptFolder("wrn_DKS", "study")
+def python(tmp_path_factory):
+    """Runs scripts in processes that need not import torch."""
+    python = ForkedPython(tmp_path_factory.mktemp("python"))
+    yield python
+    python.close()
 
 
 @pytest.fixture(scope="session")
-def cifar_benchmark() -> ScriptFolder:
-    return ScriptFolder("wrn_DKS", "benchmarks")
+def wrn_half(wrn, python, tmp_path_factory) -> Half:
+    """wrn_DKS on tiny data."""
+    return Half(wrn, write_data(tmp_path_factory.mktemp("images")), python)
 
 
-@pytest.fixture(scope="session")
-def imagenet_benchmark() -> ScriptFolder:
-    return ScriptFolder("imagenet", "benchmarks")
+@pytest.fixture(scope="session", params=["wrn", "imagenet"])
+def half(request, wrn_half, imagenet, python) -> Half:
+    """Each of the two script folders, on tiny data."""
+    return wrn_half if request.param == "wrn" else Half(imagenet, wrn_half.data, python)
+
+
+@pytest.fixture(scope="module")
+def module_path(tmp_path_factory):
+    """A temporary folder for large files that the tests of a module share."""
+    path = tmp_path_factory.mktemp("module")
+    yield path
+    shutil.rmtree(path)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_thread():
+    """Use one thread, so that results do not depend on the number of cores."""
+    torch.set_num_threads(1)
+    assert not torch.cuda.is_available()
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -102,62 +110,6 @@ def no_process_left():
     python_s, torch_s = "resource_tracker", "compile_worker"  # they end with this process
     left = [each for each in killed if python_s not in each and torch_s not in each]
     assert not left, f"tests have left processes: {left}"
-
-
-@pytest.fixture(scope="module")
-def module_path(tmp_path_factory):
-    """A temporary folder for large files that the tests of a module share."""
-    path = tmp_path_factory.mktemp("module")
-    yield path
-    shutil.rmtree(path)
-
-
-@pytest.fixture(scope="session")
-def python(tmp_path_factory):
-    """Runs scripts in processes that need not import torch."""
-    python = ForkedPython(tmp_path_factory.mktemp("python"))
-    yield python
-    python.close()
-
-
-@pytest.fixture(scope="session")
-def wrn_runs(python, wrn) -> ScriptRuns:
-    """Starts wrn_DKS/main.py in processes."""
-    return ScriptRuns(python, wrn.path / "main.py", wrn.path)
-
-
-@pytest.fixture(scope="session")
-def imagenet_runs(python, imagenet) -> ScriptRuns:
-    """Starts imagenet/train.py on `TinyNetwork` in processes."""
-    return ScriptRuns(python, TESTS / "tiny_train.py", imagenet.path, TESTS)
-
-
-@pytest.fixture
-def hangup_is_not_ignored():
-    """Restore the default action of SIGHUP, which is ignored under nohup."""
-    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
-    yield
-    signal.signal(signal.SIGHUP, before)
-
-
-@pytest.fixture(autouse=True, scope="session")
-def one_thread():
-    """Use one thread, so that results do not depend on the number of cores."""
-    torch.set_num_threads(1)
-
-
-@pytest.fixture(scope="module")
-def cifar_main(wrn):
-    """Call wrn_DKS/main.py with the options of a small network before the given ones."""
-    return lambda *words: wrn.main.main([*SMALL_CIFAR_RUN, *map(str, words)])
-
-
-@pytest.fixture(scope="module")
-def cifar_run(cifar_main, tmp_path_factory):
-    """The folder of an uninterrupted DKS run of four epochs."""
-    folder = tmp_path_factory.mktemp("run")
-    assert cifar_main("--epochs", 4, "--epoch_step", "[3]", "--save", folder) == 0
-    return folder
 
 
 @pytest.fixture

@@ -5,25 +5,26 @@ Reads requests from standard input, a JSON list per line, and answers each with 
 ["wait", process ID] with the exit status, once the process has ended.
 """
 
+import atexit
+import gc
 import json
 import os
 import runpy
 import sys
+import threading
+import traceback
 
+import pytest  # noqa: F401
 import torch
+import torch.distributed
 import torch.utils.tensorboard
-import torchvision  # noqa: F401
+import torchvision.transforms.v2  # noqa: F401
 
 
 def start(argv: list[str], path: list[str], cwd: str, output: str, variables: dict) -> int:
-    """Fork a process that runs a script; return its ID.
+    """Fork a process that runs a script; return its ID. See `ForkedPython.start`.
 
-    Args:
-        argv: path of the script, and its arguments.
-        path: folders to import from, before all others.
-        cwd: working directory.
-        output: path that gets the suffixes .out and .err.
-        variables: added to the environment.
+    `output` gets the suffixes .out and .err.
     """
     pid = os.fork()
     if pid:
@@ -36,16 +37,30 @@ def start(argv: list[str], path: list[str], cwd: str, output: str, variables: di
     os.chdir(cwd)
     sys.path[:1] = path
     sys.argv = argv
-    runpy.run_path(argv[0], run_name="__main__")
-    sys.exit()
-
-
-def wait(pid: int) -> int:
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    try:
+        runpy.run_path(argv[0], run_name="__main__")
+        status = 0
+    except SystemExit as end:
+        status = end.code or 0
+    except BaseException:
+        traceback.print_exc()
+        status = 1
+    # As at the end of the interpreter, but without the seconds in which it takes torch apart.
+    threading._shutdown()
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
+    gc.freeze()  # otherwise each process would copy the memory that its first collection visits
     for line in sys.stdin:
         request, *values = json.loads(line)
-        print({"start": start, "wait": wait}[request](*values), flush=True)
+        if request == "start":
+            answer = start(*values)
+        else:
+            answer = os.waitstatus_to_exitcode(os.waitpid(*values, 0)[1])
+        print(answer, flush=True)
+    os._exit(0)

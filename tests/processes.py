@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+from functools import cached_property
 from pathlib import Path
 
 
@@ -49,15 +50,13 @@ class ForkedPython:
 
     def __init__(self, folder: Path):
         self._folder = folder
-        self._outputs = {}  # by process ID
+        self._outputs: dict[int, list[Path]] = {}  # by process ID
+
+    @cached_property
+    def _server(self) -> subprocess.Popen:
         environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-        self._server = subprocess.Popen(
-            [sys.executable, Path(__file__).with_name("forked_scripts.py")],
-            env=environment,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
+        command, pipe = [sys.executable, Path(__file__).with_name("forked_scripts.py")], -1
+        return subprocess.Popen(command, env=environment, stdin=pipe, stdout=pipe, text=True)
 
     def _request(self, *request) -> int:
         print(json.dumps(request), file=self._server.stdin, flush=True)
@@ -75,7 +74,7 @@ class ForkedPython:
         output = str(self._folder / str(len(self._outputs)))
         words, folders = [str(word) for word in (script, *argv)], [str(each) for each in path]
         pid = self._request("start", words, folders, os.path.abspath(cwd), output, variables or {})
-        self._outputs[pid] = Path(f"{output}.out"), Path(f"{output}.err")
+        self._outputs[pid] = [Path(f"{output}.{suffix}") for suffix in ("out", "err")]
         return pid
 
     def wait(self, pid: int) -> subprocess.CompletedProcess:
@@ -87,37 +86,15 @@ class ForkedPython:
             os.kill(pid, signal.SIGKILL)
             self._server.stdout.readline()
             raise
-        out, err = (file.read_text() for file in self._outputs[pid])
-        return subprocess.CompletedProcess(pid, status, out, err)
+        output = [file.read_text() for file in self._outputs[pid]]
+        return subprocess.CompletedProcess(pid, status, *output)
 
     def run(self, script: Path, *argv, **options) -> subprocess.CompletedProcess:
         """Run a script; return its exit status and output. The arguments are those of `start`."""
         return self.wait(self.start(script, *argv, **options))
 
     def close(self) -> None:
-        kill_descendants(self._server.pid)
-        self._server.stdin.close()
-        self._server.wait()
-
-
-class ScriptRuns:
-    """Start a script of a script folder in processes of a process group, or alone.
-
-    Args:
-        python: starts the processes.
-        script: path of the script.
-        path: folders to import from.
-    """
-
-    def __init__(self, python: ForkedPython, script: Path, *path: Path):
-        self._python, self._script, self._path = python, script, path
-
-    def start(self, argv: list[str], **variables: str) -> int:
-        """Start the script with environment variables; return its process ID."""
-        return self._python.start(self._script, *argv, path=self._path, variables=variables)
-
-    def wait(self, pid: int, status: int = 0) -> str:
-        """Wait for the process, which must exit with `status`; return its output."""
-        done = self._python.wait(pid)
-        assert done.returncode == status, done.stdout + done.stderr
-        return done.stdout + done.stderr
+        if "_server" in vars(self):
+            kill_descendants(self._server.pid)
+            self._server.kill()
+            self._server.wait()

@@ -1,173 +1,123 @@
-"""Flags, errors and signals of all scripts; the lock and the log of a run folder."""
+"""Flags and their values, one-line errors, exit statuses, and the choice of device and group."""
 
-import os
 import signal
-from pathlib import Path
+import unittest.mock
 
 import pytest
+import torch.distributed as dist
 
 
-@pytest.fixture
-def parser(wrn):
-    parser = wrn.command_line.ArgumentParser(prog="x")
-    parser.add_argument("--batch_size", type=wrn.command_line.bounded_number(int, 1, 100))
-    parser.add_argument("--image-size", type=wrn.command_line.bounded_number(float, 0))
-    parser.add_argument("--count", type=wrn.command_line.bounded_number(int, 1))
-    parser.add_argument("names", nargs="*")
-    return parser
-
-
-def test_hyphens_and_underscores_are_interchangeable(parser):
-    for words in (["--batch-size", "3", "--image_size=4"], ["--batch_size=3", "--image-size", "4"]):
-        options = parser.parse_args([*words, "a_b-c"])
-        assert (options.batch_size, options.image_size, options.names) == (3, 4.0, ["a_b-c"])
+def test_spellings_of_the_same_options(half):
+    for words, name, value in (
+        ("--batch-size 7", "batch_size", 7),
+        ("-b 7", "batch_size", 7),
+        ("--image_size 64", "image_size", 64),
+        ("-j 3", "workers", 3),
+        ("--lr_decay_ratio 0.5", "lr_factor", 0.5),
+        ("--milestones 30,60", "milestones", (30, 60)),
+        ("--lr-milestones [30,60,30]", "milestones", (30, 60)),
+        ("--epoch_step [30,60]", "milestones", (29, 59)),  # counted from 1
+        ("--method DKS", "method", "dks"),
+        ("--dtype BFloat16", "dtype", "bfloat16"),
+        ("--dtype half", "dtype", "float16"),
+        ("--device CUDA:1", "device", "cuda:1"),
+        ("--lr 1e-3", "lr", 0.001),
+    ):
+        assert getattr(half.parse(half.argv("x", *words.split())), name) == value, words
 
 
 @pytest.mark.parametrize(
-    "words",
-    ["--batch_size 0", "--batch_size 101", "--batch_size 1.5", "--batch_size x", "--image-size nan",
-     "--image-size inf", "--image-size=-1", "--image-size=", "--image-size=--", "--nope",
-     "--batch_size", "--batch 3", f"--count {2**63}"],
-)  # fmt: skip
-def test_invalid_flags_are_one_line_errors(wrn, parser, words, capsys):
-    status = wrn.command_line.exit_status(lambda: parser.parse_args(words.split()))
-    error = capsys.readouterr().err
-    assert status == 2 and error.startswith("error: ") and error.count("\n") == 1
+    ("words", "message"),
+    [
+        ("--batch_size 0", "expected a whole number of at least 1, got '0'"),
+        ("--batch_size", "expected one argument"),
+        (f"--epochs {2**63}", "expected a whole number"),
+        ("--lr nan", "expected a number of at least 0, got 'nan'"),
+        ("--lr inf", "got 'inf'"),
+        ("--lr=-1", "got '-1'"),
+        ("--momentum 1.5", "expected a number from 0 to 1, got '1.5'"),
+        ("--seed -1", "--seed"),
+        ("--method dkss", "expected baseline, ds, dks, got 'dkss'; did you mean dks?"),
+        ("--milestones 30;60", "expected epochs such as 30,60,90, got '30;60'"),
+        ("--milestones 30,-60", "got '30,-60'"),
+        ("--epoch_step 0,3", "expected epochs counted from 1"),
+        ("--batch-sise 3", "unknown option --batch-sise; did you mean --batch-size?"),
+        ("--batch 3", "unknown option --batch"),  # no abbreviations
+        ("--qqq", "unknown option --qqq (--help"),
+        ("-x 3", "unrecognized arguments: -x"),
+        ("--ngpu 4", "run torchrun --nproc_per_node 4"),
+        ("--resume auto", "requires --save"),
+        ("--warmup-epochs 2", "--warmup-epochs 2"),
+        ("--device xla", "--device xla: expected cpu, cuda or cuda:N"),
+        ("--device cuda:9", "--device cuda:9: PyTorch finds 0 GPUs, but can't use this one ("),
+        ("--sync-bn", "--sync-bn: runs on GPUs only, not on cpu"),
+        ("--lr-schedule cosine --lr-factor 0.5", "--lr-factor has no effect with"),
+    ],
+)
+def test_bad_input_is_one_line(half, tmp_path, capsys, words, message):
+    argv = half.argv(tmp_path / "run", *words.split())
+    if words == "--resume auto":
+        del argv[argv.index("--save") : argv.index("--save") + 2]
+    assert message in half.error(capsys, None, argv=argv)
+    assert not (tmp_path / "run").exists()
+
+
+def test_help_shows_each_flag_and_default(half, capsys):
+    with pytest.raises(SystemExit):
+        half.script.main(["--help"])
+    text = capsys.readouterr().out
+    for name in half.parse(half.argv("x")).__dataclass_fields__:
+        assert name == "given" or f"--{name.replace('_', '-')}" in text, name
+    assert "(default: 0.9)" in text
+    assert "default: None" not in text and "(default: )" not in text and "SUPPRESS" not in text
 
 
 def test_exit_status_and_message_by_exception(wrn, capsys):
-    command_line = wrn.command_line
-
-    def status_of(error):
-        def run():
-            raise error
-
-        return command_line.exit_status(run)
-
-    assert command_line.exit_status(lambda: None) == 0
-    assert status_of(command_line.UserError("not\nthis")) == 2
-    assert status_of(OSError(28, "No space left on device")) == 2
-    assert capsys.readouterr().err == (
-        "error: not this\nerror: [Errno 28] No space left on device\n"
-    )
-    assert status_of(MemoryError()) == 2
-    assert status_of(RuntimeError("CPU: can't allocate memory")) == 2
-    assert capsys.readouterr().err.count("error: not enough memory") == 2
-    with pytest.raises(RuntimeError):
-        status_of(RuntimeError("shapes differ"))
-    with pytest.raises(ZeroDivisionError):  # bugs keep their traceback
-        status_of(ZeroDivisionError())
-
-
-@pytest.mark.parametrize(("name", "status"), [("SIGINT", 130), ("SIGTERM", 143), ("SIGHUP", 129)])
-@pytest.mark.usefixtures("hangup_is_not_ignored")
-def test_signals_set_the_exit_status(wrn, capsys, name, status):
-    signum = getattr(signal, name)
-    before = signal.getsignal(signum)
-    assert wrn.command_line.exit_status(lambda: os.kill(os.getpid(), signum)) == status
-    assert f"stopped by {name}" in capsys.readouterr().err
-    assert signal.getsignal(signum) is before
-
-
-def test_sighup_is_ignored_under_nohup(wrn):
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    try:
-        hang_up = lambda: os.kill(os.getpid(), signal.SIGHUP)  # noqa: E731
-        assert wrn.command_line.exit_status(hang_up) == 0
-    finally:
-        signal.signal(signal.SIGHUP, before)
-
-
-def test_run_folder_is_locked_by_one_process(wrn, tmp_path):
-    with wrn.run_folder.lock_run_folder(tmp_path / "run"):
-        child = os.fork()
-        if child == 0:
-            try:
-                with wrn.run_folder.lock_run_folder(tmp_path / "run"):
-                    os._exit(0)
-            except wrn.command_line.UserError as error:
-                os._exit(7 if "another run" in str(error) else 1)
-        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
-    with wrn.run_folder.lock_run_folder(tmp_path / "run"):
-        pass
-
-
-def test_failed_start_leaves_no_run_folder(wrn, tmp_path):
-    """A folder that existed, or in which something was written, stays."""
-    (tmp_path / "old").mkdir()
-    (tmp_path / "old" / "notes").touch()
-    for name, write in (("a/b", False), ("old", False), ("c", True)):
-        folder = tmp_path / name
-        with pytest.raises(ZeroDivisionError), wrn.run_folder.lock_run_folder(folder):
-            assert (folder / "lock").exists()
-            if write:
-                (folder / "log").touch()
-            raise ZeroDivisionError
-    found = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*"))
-    assert found == ["c", "c/lock", "c/log", "old", "old/notes"]
-
-
-def test_lock_that_another_run_removed_is_made_again(wrn, tmp_path, monkeypatch):
-    """The other run fails between opening the file and locking it here."""
-    flock = wrn.run_folder.fcntl.lockf
-
-    def remove_first(file, operation):
-        monkeypatch.setattr(wrn.run_folder.fcntl, "lockf", flock)
-        (tmp_path / "run" / "lock").unlink()
-        (tmp_path / "run").rmdir()
-        flock(file, operation)
-
-    monkeypatch.setattr(wrn.run_folder.fcntl, "lockf", remove_first)
-    with wrn.run_folder.lock_run_folder(tmp_path / "run"):
-        assert (tmp_path / "run" / "lock").exists()
-
-
-def test_given_options_are_told_from_defaults(parser):
-    assert parser.parse_given([]).keys() == {"names"}  # a positional argument
-    assert parser.parse_given(["--batch-size", "3"])["batch_size"] == 3
-
-
-def test_run_folder_that_can_not_be_created_is_an_error(wrn, tmp_path):
-    (tmp_path / "file").touch()
-    with (
-        pytest.raises(wrn.command_line.UserError, match="can't be written"),
-        wrn.run_folder.lock_run_folder(tmp_path / "file" / "run"),
+    errors = wrn.command_line
+    for error, status, message in (
+        (errors.UserError("not\nthis"), 2, "error: not this\n"),
+        (errors.Incomplete("most of it"), 1, "error: most of it\n"),
+        (OSError(28, "No space left on device"), 2, "error: [Errno 28] No space left on device\n"),
+        (KeyboardInterrupt(), 130, "error: stopped by SIGINT\n"),
+        (errors.Interrupted(signal.SIGTERM), 143, "error: stopped by SIGTERM\n"),
+        (MemoryError(), 2, "error: not enough memory (MemoryError); use a smaller -b\n"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), 2, "error: not enough memory"),
+        (dist.DistBackendError("socket, malloc: out of memory"), 2, "error: socket, malloc"),
+        (dist.DistNetworkError("timed out"), 2, "look for the error of another process above"),
+        (ZeroDivisionError("a bug"), 1, "ZeroDivisionError: a bug"),
     ):
-        pass
+        run = unittest.mock.Mock(side_effect=error)
+        assert errors.exit_status(run) == status
+        printed = capsys.readouterr().err
+        assert message in printed and (printed.count("\n") == 1) == ("bug" not in message)
+    assert errors.exit_status(lambda: None) == 0
 
 
-def test_log_is_truncated_after_an_epoch(wrn, tmp_path):
-    log = wrn.json_log.Log(tmp_path / "log", "stats: ")
-    log.truncate_after(0)  # the file does not exist yet
-    for epoch in (1, 2, 3):
-        log.append({"epoch": epoch, "error": epoch / 7})
-    with open(log.path, "a") as file:
-        file.write('stats: {"epoch": 4, "err')  # killed while writing
-    assert [record["epoch"] for record in log.records()] == [1, 2, 3]
-    log.truncate_after(2)
-    assert log.path.read_text().count("\n") == 2
-    assert log.records()[1] == {"epoch": 2, "error": 2 / 7}
-    log.path.write_text("stats: {]}\n")
-    with pytest.raises(wrn.command_line.UserError, match="not a record"):
-        log.records()
+@pytest.mark.parametrize(
+    ("variables", "message"),
+    [
+        ({"SLURM_NTASKS": "4", "SLURM_PROCID": "0"}, "srun has started 4 tasks"),
+        ({"RANK": "abc", "WORLD_SIZE": "2"}, "RANK and WORLD_SIZE are set"),
+        ({"RANK": "0", "WORLD_SIZE": "1"}, "MASTER_ADDR"),
+        ({"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "localhost"}, "MASTER_PORT"),
+        ({"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "localhost", "MASTER_PORT": "x"}, "'x'"),
+    ],
+)
+def test_an_environment_of_another_launcher_is_refused(
+    half, tmp_path, monkeypatch, capsys, variables, message
+):
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert message in half.error(capsys, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
-def test_a_failed_start_keeps_the_lock_until_its_files_are_removed(wrn, tmp_path, monkeypatch):
-    """Otherwise another run could lock the file just before it is removed."""
-    folder, statuses, unlink = tmp_path / "run", [], Path.unlink
-
-    def unlink_after_another_run_tried(path, *args, **options):
-        child = os.fork()
-        if child == 0:
-            try:
-                wrn.run_folder.open_lock(folder)
-            except wrn.command_line.UserError:
-                os._exit(7)
-            os._exit(0)
-        statuses.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
-        unlink(path, *args, **options)
-
-    monkeypatch.setattr(Path, "unlink", unlink_after_another_run_tried)
-    with pytest.raises(ZeroDivisionError), wrn.run_folder.lock_run_folder(folder):
-        raise ZeroDivisionError
-    assert statuses == [7] and not folder.exists()
+@pytest.mark.parametrize("late", [False, True])
+def test_a_second_interrupt_ends_a_run_at_once_unless_it_comes_within_moments(
+    half, tmp_path, monkeypatch, late
+):
+    """As `timeout`, torchrun and SLURM send it."""
+    monkeypatch.setattr(half.scripts.preemption, "REPEATED_AFTER_S", -1 if late else 60)
+    interrupt_twice = lambda trainer: [signal.raise_signal(signal.SIGINT) for _ in "12"]  # noqa: E731
+    assert half.train(tmp_path, at={1: interrupt_twice}) == 130
+    assert (tmp_path / "checkpoint.pt").exists() != late

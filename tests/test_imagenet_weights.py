@@ -1,227 +1,241 @@
-"""Checkpoints of ImageNet networks: accepted formats, strict loading, export."""
+"""Weights of imagenet/: forms of checkpoints, strict loading, --init, downloads."""
 
+import socket
 import sys
+import urllib.error
+from types import SimpleNamespace
 
 import pytest
 import torch
 import torchvision
+from small_imagenet import refusal, shrink, vary_norms
 from synthetic import save_weights
 
-ARCH = "shufflenet_v2_x0_5"
-PREFIXES = ("", "module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module.")
+NAMES = ["cat", "dog", "eel"]
+# Names of the branches' parts here, and in DHM.
+PARTS = "0.stages.0. 0.stages.1. 0.classifier. 1.stages.0. 1.classifier.".split()
+DHM = "layer3_head2. layer4_head2. fc_head2. layer4_head1. fc_head1.".split()
 
 
-@pytest.fixture(scope="module")
-def images():
-    return torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
-
-
-@pytest.fixture(scope="module")
-def plain():
-    """A small torchvision network."""
-    torch.manual_seed(0)
-    return torchvision.models.shufflenet_v2_x0_5().eval()
+@pytest.fixture(autouse=True)
+def small(imagenet, monkeypatch):
+    shrink(imagenet, monkeypatch)
 
 
 @pytest.fixture
-def small_dks(imagenet, monkeypatch):
-    """A DKS network with one block per stage, as `small_dks` in `NETWORKS`."""
-    resnet = imagenet.resnet
-    config = resnet.NetworkConfig(
-        resnet.BasicBlock,
-        (1, 1, 1, 1),
-        branches=(
-            resnet.BranchSpec(2, (resnet.Stage(1, 8), resnet.Stage(1, 16))),
-            resnet.BranchSpec(3, (resnet.Stage(1, 24),)),
-        ),
-    )
-    monkeypatch.setitem(resnet.NETWORKS, "small_dks", config)
-    torch.manual_seed(0)
-    model = resnet.build("small_dks", num_classes=7)
-    model(torch.randn(4, 3, 32, 32))  # changes the running statistics
-    return model.eval()
+def network(imagenet):
+    """A network of three classes with branches, as after training."""
+    torch.manual_seed(7)
+    return vary_norms(imagenet.resnet.build("resnet50", num_classes=3))
+
+
+@pytest.fixture
+def load(imagenet):
+    def load(path, arch="resnet50", branches=True):
+        return imagenet.weights.build_network(arch, imagenet.weights.read_weights(path), branches)
+
+    return load
+
+
+@torch.no_grad()
+def same_logits(one, other):
+    images = torch.randn(2, 3, 40, 40)
+    pairs = zip(one.eval()(images), other.eval()(images), strict=True)
+    return all(torch.equal(*pair) for pair in pairs)
 
 
 def prefixed(state, prefix):
     return {prefix + name: value for name, value in state.items()}
 
 
-def without_batch_counters(state):
-    return {name: v for name, v in state.items() if not name.endswith("num_batches_tracked")}
+def drop_branches(state):
+    return [state.pop(name) for name in [*state] if name.startswith("branches.")] and state
 
 
-@torch.no_grad()
-def same_backbone_logits(loaded, model, images):
-    """Whether the loaded model gives the backbone logits of `model`."""
-    expected = model(images)
-    expected = expected[0] if isinstance(expected, tuple) else expected
-    return torch.equal(loaded.model(images)[0], expected)
+@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.module."])
+@pytest.mark.parametrize("key", ["", "model", "state_dict", "ema"])
+def test_every_form_of_a_state_dict_loads(load, network, tmp_path, capsys, prefix, key):
+    state = prefixed(network.state_dict(), prefix)
+    content = {"ema": {}, key: state} if key else state
+    if key == "ema":  # averaged weights are preferred
+        content["model"] = {name: value + 1 for name, value in state.items()}
+    torch.save(content, tmp_path / "a.pth")
+    assert same_logits(load(tmp_path / "a.pth"), network)
+    assert len(load(tmp_path / "a.pth", branches=False)(torch.zeros(1, 3, 40, 40))) == 1
+    assert capsys.readouterr().out == ""  # no line about a cast
 
 
-@pytest.mark.parametrize("prefix", PREFIXES)
-@pytest.mark.parametrize("key", ["", "model", "state_dict"])
-def test_prefixed_and_nested_state_dicts_load(imagenet, tmp_path, plain, images, prefix, key):
-    state = prefixed(plain.state_dict(), prefix)
-    torch.save({key: state, "epoch": 3} if key else state, tmp_path / "a.pth")
-    loaded = imagenet.pretrained.load_model(ARCH, tmp_path / "a.pth")
-    assert loaded.num_classes == 1000 and loaded.metadata == (ARCH, None, None, None)
-    assert same_backbone_logits(loaded, plain, images)
-
-
-def test_gpu_checkpoints_of_2019_load_on_a_cpu(imagenet, tmp_path, plain, images, monkeypatch):
-    path = tmp_path / "old.pth"
-    state = without_batch_counters(prefixed(plain.state_dict(), "module."))
+def test_files_of_2019_and_dhm_s_names_load(load, network, tmp_path, monkeypatch):
+    """Tensors of a GPU, in torch's old format and without counters of batches."""
+    state = prefixed(network.state_dict(), "module.")
+    state = {k: v for k, v in state.items() if not k.endswith("num_batches_tracked")}
+    for part, dhm in zip(PARTS, DHM, strict=True):
+        state = {key.replace(f"branches.{part}", dhm): value for key, value in state.items()}
+    assert not any("branches" in name for name in state)
     monkeypatch.setattr("torch.serialization.location_tag", lambda storage: "cuda:0")
+    path = tmp_path / "old.pth"
     torch.save(state, path, _use_new_zipfile_serialization=False)
     # GPU tensors had a storage class of their own at that time.
     content = path.read_bytes().replace(b"ctorch\nFloatStorage\n", b"ctorch.cuda\nFloatStorage\n")
-    assert content[:2] != b"PK" and b"cuda:0" in content and b"torch.cuda\n" in content
+    assert b"cuda:0" in content and b"torch.cuda\n" in content
     path.write_bytes(content)
-    assert same_backbone_logits(imagenet.pretrained.load_model(ARCH, path), plain, images)
+    assert same_logits(load(path), network)
 
 
-def test_a_checkpoint_with_only_some_batch_counters_is_refused(imagenet, tmp_path, plain):
-    state = dict(plain.state_dict())
-    del state["conv1.1.num_batches_tracked"]
-    with pytest.raises(
-        imagenet.command_line.UserError, match="missing keys conv1.1.num_batches_tracked"
-    ):
-        imagenet.pretrained.load_model(ARCH, save_weights(tmp_path / "a.pth", state))
-
-
-def test_branches_are_loaded_only_on_request(imagenet, tmp_path, small_dks, images):
-    names = [f"class{i}" for i in range(7)]
-    path = save_weights(
-        tmp_path / "a.pt", small_dks.state_dict(), class_names=names, arch="small_dks"
-    )
-    backbone = imagenet.pretrained.load_model("small_dks", path)
-    assert (backbone.num_classes, backbone.metadata.class_names) == (7, names)
-    assert len(backbone.model(images)) == 1 and same_backbone_logits(backbone, small_dks, images)
-    full = imagenet.pretrained.load_model("small_dks", path, branches=True)
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+@pytest.mark.parametrize("arch", ["squeezenet1_1", "shufflenet_v2_x0_5", "googlenet"])
+def test_other_classifiers_of_torchvision_load(imagenet, load, tmp_path, arch, suffix):
+    options, path = {}, tmp_path / f"a{suffix}"
+    if arch == "googlenet":  # as torchvision builds it for its own weights
+        options = {"init_weights": False, "aux_logits": False, "transform_input": True}
+    network = vary_norms(torchvision.models.get_model(arch, num_classes=5, **options))
+    imagenet.checkpoint.save_weights(path, network.state_dict(), {})
+    assert imagenet.weights.read_weights(path).num_classes == 5
+    loaded, images = load(path, arch, branches=False).eval(), torch.randn(1, 3, 64, 64)
     with torch.no_grad():
-        pairs = list(zip(full.model(images), small_dks(images), strict=True))
-    assert len(pairs) == 3 and all(torch.equal(logits, expected) for logits, expected in pairs)
+        assert torch.equal(loaded(images)[0], network(images))
 
 
-def test_averaged_weights_are_preferred(imagenet, tmp_path, plain, capsys):
-    averaged = {name: value + 1 for name, value in plain.state_dict().items()}
-    for ema, bias in (({}, plain.fc.bias), (averaged, plain.fc.bias + 1)):
-        path = save_weights(tmp_path / "a.pt", plain.state_dict(), ema=ema)
-        loaded = imagenet.pretrained.load_model(ARCH, path)
-        assert torch.equal(loaded.model.network.fc.bias, bias)
-        assert ("averaged (EMA) weights" in capsys.readouterr().out) == bool(ema)
-
-
-def test_branches_with_dhm_names_load(imagenet, tmp_path, small_dks, images):
-    dhm = {
-        "branches.0.stages.0.": "layer3_head2.",
-        "branches.0.stages.1.": "layer4_head2.",
-        "branches.0.classifier.": "fc_head2.",
-        "branches.1.stages.0.": "layer4_head1.",
-        "branches.1.classifier.": "fc_head1.",
-    }
-    state = small_dks.state_dict()
-    for prefix, dhm_prefix in dhm.items():
-        state = {name.replace(prefix, dhm_prefix): value for name, value in state.items()}
-    assert not any(name.startswith("branches") for name in state)
-    path = save_weights(tmp_path / "a.pth", prefixed(state, "module."))
-    full = imagenet.pretrained.load_model("small_dks", path, branches=True)
-    with torch.no_grad():
-        pairs = zip(full.model(images), small_dks(images), strict=True)
-        assert all(torch.equal(logits, expected) for logits, expected in pairs)
-
-
-@pytest.mark.parametrize("arch", ["resnet34", "resnet101"])
-def test_dhms_names_of_other_networks_are_known(imagenet, arch):
-    """The names of DHM's networks, whose branches copy `layer3` and `layer4`."""
-    shallow, deep = imagenet.resnet.NETWORKS[arch].branches
-    with torch.device("meta"):
-        network = imagenet.resnet.build(arch)
-    dhm = {f"fc_head{i}.{name}" for i in (1, 2) for name in ("weight", "bias")}
-    for head, stages in (
-        ("layer3_head2", shallow.stages[0]),
-        ("layer4_head2", shallow.stages[1]),
-        ("layer4_head1", deep.stages[0]),
+def test_unusable_checkpoints_are_refused(imagenet, load, network, tmp_path):
+    for change, message in (
+        (lambda state, metadata: state.pop("conv1.weight"), "missing keys conv1.weight"),
+        (lambda state, metadata: state.pop("conv1.weight"), "taken for a resnet50: give its net"),
+        (lambda state, metadata: state.update({"module.fc.bias": 0}), "have the same name"),
+        (lambda state, metadata: metadata.update(arch="resnet18"), "not resnet50; leave out -a"),
+        (lambda state, metadata: metadata.update(classes=["a", "a", "b"]), "damaged, because"),
+        (lambda state, metadata: drop_branches(state), "no auxiliary branches; leave out --branch"),
     ):
-        for index in range(stages.blocks):
-            block = network.layer4[min(index, 1)].state_dict()  # the first one has a shortcut
-            dhm |= {f"{head}.{index}.{name}" for name in block}
-    branches = {name for name in network.state_dict() if name.startswith("branches.")}
-    assert {imagenet.weights.canonical_name(f"module.{name}") for name in dhm} == branches
+        state, metadata = network.state_dict(), {}
+        change(state, metadata)
+        path = save_weights(tmp_path / "a.pth", state, metadata=metadata)
+        assert message in refusal(imagenet, load, path)
 
 
-def test_other_classifiers_of_torchvision_load(imagenet, tmp_path):
-    model = torchvision.models.squeezenet1_1(num_classes=5).eval()
-    path = save_weights(tmp_path / "a.pth", model.state_dict())
-    loaded = imagenet.pretrained.load_model("squeezenet1_1", path)
-    assert loaded.num_classes == 5
-    assert same_backbone_logits(loaded, model, torch.randn(1, 3, 64, 64))
+@pytest.fixture
+def start(imagenet):
+    """Start from weights with --init; return which parts of the network are those of `loaded`."""
+
+    def start(source, loaded=None, classes=NAMES, arch="resnet50"):
+        torch.manual_seed(1)
+        model = imagenet.resnet.build(arch, num_classes=len(classes))
+        before = {name: value.clone() for name, value in model.state_dict().items()}
+        imagenet.train.initialize_backbone(model, arch, str(source), classes)
+        parts = {"fc": set(), "branches": set(), "rest": set()}
+        for name, value in model.state_dict().items():
+            part = name.split(".")[0]
+            is_loaded = name in loaded and torch.equal(value, loaded[name])
+            assert is_loaded or torch.equal(value, before[name]), name
+            if not torch.equal(before[name], loaded.get(name, torch.empty(0))):
+                parts[part if part in parts else "rest"].add(is_loaded)
+        assert all(len(values) <= 1 for values in parts.values())
+        return {part for part, values in parts.items() if values == {True}}
+
+    return start
 
 
-class Code:
-    """Pickled as a call of `print`."""
-
-    def __reduce__(self):
-        return print, ("this must not run",)
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (lambda state: {"fc.weight": torch.ones(1000, 512)}, "missing keys conv1.0.weight"),
-        (lambda state: {**state, "stage5.weight": torch.ones(1)}, "unexpected keys stage5.weight"),
-        (lambda state: {**state, "conv1.0.weight": torch.ones(24, 3, 5, 5)}, "has shape .24, 3, 5"),
-        (lambda state: {**state, "fc.bias": torch.full((1000,), torch.nan)}, "not finite"),
-        (lambda state: {**state, "fc.bias": [0.0] * 1000}, "not a dense tensor"),
-        (lambda state: {**state, "more": Code()}, "contains code"),
-        (lambda state: {**state, "module.fc.bias": state["fc.bias"]}, "have the same name"),
-        (lambda state: {"model": state, "arch": "resnet50"}, "of resnet50, not .*leave out -a"),
-        (
-            lambda state: {"model": state, "class_names": ["a"] * 1000},
-            "1 different class name for",
-        ),
-        (lambda state: {"model": state, "class_names": [1, 2]}, "class_names is not a list"),
-        (lambda state: {"model": state, "arch": 18}, "arch is not a string"),
-        (lambda state: {1: torch.ones(1)}, "not parameter names"),
-        (lambda state: torch.ones(3), "expected a dict"),
-    ],
-)
-def test_invalid_checkpoints_are_refused(imagenet, tmp_path, capsys, plain, change, message):
-    torch.save(change(dict(plain.state_dict())), tmp_path / "a.pth")
-    with pytest.raises(imagenet.command_line.UserError, match=message):
-        imagenet.pretrained.load_model(ARCH, tmp_path / "a.pth")
-    assert "must not run" not in capsys.readouterr().out
+@pytest.mark.parametrize("form", ["", "checkpoint.pt", "a.pth", "a.safetensors", "folder"])
+@pytest.mark.parametrize("names", [NAMES, NAMES[::-1], ["ant", "bee"]])
+def test_init_loads_the_backbone_of_every_form(imagenet, start, network, tmp_path, form, names):
+    """The branches stay random, and so does the classifier of other classes."""
+    network.fc = torch.nn.Linear(network.fc.in_features, len(names))
+    metadata = {"arch": "resnet50", "classes": names, "image_size": 40}
+    weights = imagenet.weights.Weights("a run", network.state_dict(), metadata)
+    if form in ("", "checkpoint.pt"):  # the folder of a run
+        save_weights(tmp_path / "checkpoint.pt", weights.state, metadata=metadata)
+    else:
+        imagenet.export.export(weights, "resnet50", 40, tmp_path / form)
+    expected = {"rest", "fc"} if names == NAMES else {"rest"}
+    assert start(tmp_path / form, weights.backbone) == expected
 
 
-def test_missing_and_truncated_files_are_refused(imagenet, tmp_path, plain):
-    load, refused = imagenet.pretrained.load_model, imagenet.command_line.UserError
-    for name in ("none.pth", "none.safetensors"):
-        with pytest.raises(refused, match="no such file"):
-            load(ARCH, tmp_path / name)
-    for zipped in (True, False):
-        path = tmp_path / f"{zipped}.pth"
-        torch.save(plain.state_dict(), path, _use_new_zipfile_serialization=zipped)
-        path.write_bytes(path.read_bytes()[:1_000_000])
-        with pytest.raises(refused, match=path.name):
-            load(ARCH, path)
-    (tmp_path / "a.safetensors").write_bytes(b"not safetensors")
-    with pytest.raises(refused, match="safetensors"):
-        load(ARCH, tmp_path / "a.safetensors")
+def test_init_compares_unnamed_classes_by_their_number(imagenet, start, network, tmp_path):
+    """A thousand unnamed ones are ImageNet's. Averaged weights are preferred."""
+    average = {name: value + 1 for name, value in network.state_dict().items()}
+    average = imagenet.resnet.backbone_state_dict(average)
+    path = save_weights(tmp_path / "a.pt", network.state_dict(), ema=average)
+    assert start(path, average) == {"rest", "fc"}
+    headless = {name: value for name, value in average.items() if not name.startswith("fc.")}
+    assert start(save_weights(tmp_path / "a.pt", headless), headless) == {"rest"}
+    other = imagenet.resnet.build("resnet50", branches=False).state_dict()
+    path, synsets = save_weights(tmp_path / "a.pt", other), imagenet.data.imagenet_synsets()
+    assert start(path, other, synsets) == {"rest", "fc"}
+    assert start(path, other, synsets[::-1]) == {"rest"}
 
 
-def test_missing_branches_are_refused(imagenet, tmp_path, plain):
-    load, refused = imagenet.pretrained.load_model, imagenet.command_line.UserError
-    path = save_weights(tmp_path / "a.pth", plain.state_dict())
-    with pytest.raises(refused, match="no auxiliary branches"):
-        load(ARCH, path, branches=True)
-    with pytest.raises(refused, match="unexpected|no auxiliary"):
-        load("densenet121", path, branches=True)
+def test_init_refuses_other_networks_and_unknown_names(imagenet, start, network, tmp_path):
+    (tmp_path / "empty").mkdir()
+    bare = save_weights(tmp_path / "bare.pth", network.state_dict())
+    named = save_weights(tmp_path / "a.pth", network.state_dict(), metadata={"arch": "resnet50"})
+    for source, arch, message in (
+        (named, "resnet18", "weights of resnet50, not resnet18; use -a resnet50"),
+        (bare, "resnet18", "bare.pth does not fit the network"),
+        ("V9", "resnet50", "no such file or folder, and not IMAGENET1K_V1 or IMAGENET1K_V2"),
+        (tmp_path / "empty", "resnet50", "checkpoint.pt: no such file"),
+    ):
+        assert message in refusal(imagenet, start, source, arch=arch)
 
 
-def test_a_missing_safetensors_package_is_named(imagenet, tmp_path, plain, monkeypatch):
-    monkeypatch.setitem(sys.modules, "safetensors.torch", None)
-    with pytest.raises(imagenet.command_line.UserError, match="pip install safetensors"):
-        metadata = imagenet.weights.Metadata()
-        imagenet.weights.export_backbone(plain, tmp_path / "a.safetensors", metadata)
-    with pytest.raises(imagenet.command_line.UserError, match="pip install safetensors"):
-        imagenet.weights.read_checkpoint(tmp_path / "a.safetensors")
+def test_torchvision_s_weights_come_from_its_cache_or_a_download(
+    imagenet, start, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path))
+    weights = torchvision.models.ResNet18_Weights.IMAGENET1K_V1
+    (tmp_path / "checkpoints").mkdir()
+    state = torchvision.models.resnet18().state_dict()
+    path = save_weights(tmp_path / "checkpoints" / weights.url.rpartition("/")[2], state)
+    assert start("IMAGENET1K_V1", state, arch="resnet18") == {"rest"}
+    path.unlink()
+
+    def fail(*arguments, **options):
+        error = socket.gaierror(-2, "Name or service not known")
+        raise urllib.error.URLError(error) from error
+
+    monkeypatch.setattr("torch.hub.download_url_to_file", fail)
+    find = imagenet.weights.torchvision_weights
+    message = refusal(imagenet, find, "resnet18", "IMAGENET1K_V1", "--torchvision-weights")
+    assert message.startswith(f"--torchvision-weights IMAGENET1K_V1: the download of {weights.url}")
+    assert "Name or service not known" in message and "download it elsewhere" in message
+    message = refusal(imagenet, find, "resnet18", "V9", "--torchvision-weights")
+    assert message.startswith("--torchvision-weights V9: ") and "IMAGENET1K_V1" in message
+
+
+@pytest.fixture
+def drive(imagenet, tmp_path, monkeypatch):
+    """Return a function that downloads with a gdown that writes `content`, or raises it."""
+    monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path / "hub"))
+
+    def drive(content):
+        def download(url, output, **options):
+            assert "1sqhBPdzHi-X0svyBeFWEjiqveWfAohdK" in url  # the authors' file
+            if isinstance(content, Exception):
+                raise content
+            with open(output, "wb") as file:
+                file.write(content)
+
+        monkeypatch.setitem(sys.modules, "gdown", SimpleNamespace(download=download))
+        return imagenet.weights.download_released("resnet50")
+
+    return drive
+
+
+def test_released_weights_are_downloaded_once(imagenet, load, drive, network, tmp_path):
+    state = prefixed(drop_branches(network.state_dict()), "module.")
+    path = drive(save_weights(tmp_path / "a.pth", state).read_bytes())
+    assert drive(OSError("not asked again")) == path and list(path.parent.iterdir()) == [path]
+    assert torch.equal(load(path, branches=False).fc.weight, network.fc.weight)
+    message = refusal(imagenet, imagenet.weights.download_released, "resnet34")
+    assert message.endswith("only for resnet18, resnet50, resnet152")
+
+
+def test_a_bad_download_leaves_nothing_behind(imagenet, drive, tmp_path):
+    other = save_weights(tmp_path / "a.pth", {"conv1.bias": torch.zeros(9000)}).read_bytes()
+    for content, message in (
+        (b"<!DOCTYPE html><title>Quota exceeded</title>", "can't be loaded"),
+        (b"", "can't be loaded"),
+        (other, "does not fit the network: missing keys"),
+        (other[:20_000], "can't be loaded"),
+        (ConnectionError("reset"), "the download failed (reset); open https://drive.google.com/"),
+        (OSError(28, "No space left on device"), "No space left"),
+    ):
+        assert message in refusal(imagenet, drive, content)
+        assert list((tmp_path / "hub" / "checkpoints").iterdir()) == []

@@ -1,149 +1,142 @@
-"""The loss against a plain double loop, its gradients, its directions."""
+"""The loss against its definition; who learns from whom; properties for any logits."""
 
+import math
+from operator import gt, lt, ne
+
+import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+DIRECTIONS = {"bidirectional": ne, "top-down": gt, "bottom-up": lt}  # of teacher and student
+LABELS = torch.tensor([0, 1, 2, 6, 6])
 
 
-def random_logits(count, batch=5, classes=7, dtype=torch.float64, seed=0):
-    draws = torch.Generator().manual_seed(seed)
-    logits = torch.randn(count, batch, classes, dtype=torch.float64, generator=draws) * 3
+@pytest.fixture(scope="module")
+def loss(wrn):
+    return wrn.synergy.SynergyLoss
+
+
+def random_logits(count, batch=5, classes=7, dtype=torch.float64):
+    draws = torch.Generator().manual_seed(0)
+    logits = 3 * torch.randn(count, batch, classes, dtype=torch.float64, generator=draws)
     return [each.to(dtype).requires_grad_() for each in logits]
 
 
+def softmax(values):
+    exponentials = np.exp(values - values.max(-1, keepdims=True))
+    return exponentials / exponentials.sum(-1, keepdims=True)
+
+
 def double_loop(logits, direction):
-    """The synergy loss by its definition: every pair, every image, every class."""
-    count, depth = len(logits), {0: len(logits)}  # the backbone's classifier is the deepest
-    depth |= {i: i for i in range(1, count)}
-    probabilities = [each.softmax(-1) for each in logits]
-    total = torch.zeros((), dtype=torch.float64)
-    for teacher in range(count):
-        for student in range(count):
-            teaches = {
-                "bidirectional": teacher != student,
-                "top-down": depth[teacher] > depth[student],
-                "bottom-up": depth[teacher] < depth[student],
-            }[direction]
-            if teaches:
-                p = probabilities[teacher].detach()
-                total = total + (p * (p / probabilities[student]).log()).sum(-1).mean()
-    return total
+    """Return the synergy loss and its gradients, those of KL(p || q) in q's logits: q - p."""
+    p = [softmax(each.detach().double().numpy()) for each in logits]
+    depth = [len(p), *range(1, len(p))]  # the backbone's classifier is the deepest
+    total, gradients = 0.0, [np.zeros_like(each) for each in p]
+    for teacher in range(len(p)):
+        for student in range(len(p)):
+            if not DIRECTIONS[direction](depth[teacher], depth[student]):
+                continue
+            for n, (wise, learning) in enumerate(zip(p[teacher], p[student], strict=True)):
+                total += (wise * np.log(wise / learning)).sum() / len(p[0])
+                gradients[student][n] += (learning - wise) / len(p[0])
+    return total, gradients
 
 
-@pytest.mark.parametrize("direction", ["bidirectional", "top-down", "bottom-up"])
-@pytest.mark.parametrize("count", range(1, 9))
-def test_equals_the_double_loop(wrn, count, direction):
-    ours, plain = random_logits(count), random_logits(count)
-    labels = torch.tensor([0, 1, 2, 6, 6])
-    losses = wrn.synergy.SynergyLoss("dks", direction)(ours, labels)
-    synergy = double_loop(plain, direction)
-    cross_entropies = [torch.nn.functional.cross_entropy(each, labels) for each in plain]
-    torch.testing.assert_close(losses.synergy, synergy)
-    torch.testing.assert_close(losses.backbone, cross_entropies[0])
-    torch.testing.assert_close(losses.total, synergy + sum(cross_entropies))
-    losses.total.backward()
-    (synergy + sum(cross_entropies)).backward()
-    for mine, theirs in zip(ours, plain, strict=True):
-        torch.testing.assert_close(mine.grad, theirs.grad)
+@pytest.mark.parametrize("direction", DIRECTIONS)
+@pytest.mark.parametrize("count", [1, 2, 3, 6])
+def test_values_and_gradients_equal_a_double_loop(loss, count, direction):
+    """The gradient reaches the student only: that of a teacher would be added to its own."""
+    logits = random_logits(count)
+    losses = loss("dks", direction)(logits, LABELS)
+    synergy, gradients = double_loop(logits, direction)
+    each = [-np.log(softmax(x.detach().numpy()))[range(5), LABELS].mean() for x in logits]
+    parts = [each[0] + sum(each[1:]) + synergy, each[0], sum(each[1:]), synergy]
+    assert [part.item() for part in losses] == pytest.approx(parts)
+    if losses.synergy.requires_grad:
+        actual = torch.autograd.grad(losses.synergy, logits)
+        np.testing.assert_allclose(torch.stack(actual), gradients, atol=1e-12)
 
 
-def test_weights_and_methods(wrn):
-    labels = torch.tensor([0, 1, 2, 6, 6])
+def test_methods_weights_and_label_smoothing(loss):
     logits = random_logits(3)
-    SynergyLoss = wrn.synergy.SynergyLoss
-    dks = SynergyLoss("dks", aux_weight=0.5, synergy_weight=2.0)(logits, labels)
+    dks = loss("dks", aux_weight=0.5, synergy_weight=2.0)(logits, LABELS)
     torch.testing.assert_close(dks.total, dks.backbone + 0.5 * dks.branches + 2 * dks.synergy)
-    ds = SynergyLoss("ds")(logits, labels)
-    assert ds.synergy == 0
+    ds = loss("ds")(logits, LABELS)
     torch.testing.assert_close(ds.total, dks.backbone + dks.branches)
-    for given in (logits, logits[:1]):  # whatever the network returns
-        baseline = SynergyLoss("baseline")(given, labels)
-        assert (baseline.total, baseline.backbone) == (dks.backbone, dks.backbone)
-        assert baseline.branches == baseline.synergy == 0
-    with pytest.raises(ValueError, match="'dsk': expected one of baseline, ds, dks"):
-        SynergyLoss("dsk")
-    with pytest.raises(ValueError, match="'up': expected one of bidirectional, top-down"):
-        SynergyLoss("dks", "up")
-
-
-def test_classifiers_with_other_classes_are_refused(wrn):
-    logits = [torch.zeros(5, 7), torch.zeros(5, 6)]
-    with pytest.raises(ValueError, match=r"one shape .* \[\(5, 7\), \(5, 6\)\]"):
-        wrn.synergy.SynergyLoss()(logits, torch.zeros(5).long())
-
-
-def test_logits_as_one_tensor_are_refused_with_what_was_expected(wrn):
-    with pytest.raises(TypeError, match=r"sequence of logits \(B, K\).*shape \(5, 7\)"):
-        wrn.synergy.SynergyLoss()(torch.zeros(5, 7), torch.zeros(5).long())
-
-
-def synergy(wrn, logits, direction="bidirectional"):
-    return wrn.synergy.synergy_loss(wrn.synergy.pairwise_divergences(logits), direction)
-
-
-def test_only_students_learn(wrn):
-    """Top-down, the backbone's classifier is the deepest: it teaches all and learns from none."""
-    logits = random_logits(3)
-    synergy(wrn, logits, "top-down").backward()
-    assert logits[0].grad.abs().max() == 0
-    assert logits[1].grad.abs().max() > 0.01
-    logits = random_logits(3)
-    synergy(wrn, logits, "bottom-up").backward()
-    assert logits[1].grad.abs().max() == 0
-    assert logits[0].grad.abs().max() > 0.01
-
-
-def test_classifiers_that_agree_give_exactly_zero(wrn):
-    logits = [random_logits(1, 256, 1000, torch.float32)[0]] * 16
-    assert wrn.synergy.pairwise_divergences(logits).abs().max() == 0
-    for direction in wrn.synergy.DIRECTIONS:
-        assert synergy(wrn, logits, direction) == 0
-
-
-@pytest.mark.parametrize("direction", ["bidirectional", "top-down", "bottom-up"])
-def test_float32_is_accurate_at_imagenet_s_size(wrn, direction):
-    logits = random_logits(3, 256, 1000, torch.float32)
-    exact = float(double_loop([each.double() for each in logits], direction).detach())
-    assert float(synergy(wrn, logits, direction).detach()) == pytest.approx(exact, rel=1e-6)
+    assert ds.synergy == 0
+    for some in (logits, logits[:1]):  # whatever the network returns
+        baseline = loss("baseline")(some, LABELS)
+        assert (baseline.total, baseline.branches, baseline.synergy) == (dks.backbone, 0, 0)
+    smooth = loss("ds", label_smoothing=0.1)(logits[:2], LABELS)
+    expected = [F.cross_entropy(each, LABELS, label_smoothing=0.1) for each in logits[:2]]
+    torch.testing.assert_close(torch.stack(smooth[1:3]), torch.stack(expected))
+    mixed = loss("ds")(logits, F.one_hot(LABELS, 7).double())
+    torch.testing.assert_close(mixed, ds)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_logits_are_computed_in_float32(wrn, dtype):
+def test_half_precision_is_computed_in_float32(loss, dtype):
     logits = random_logits(3, dtype=dtype)
-    labels = torch.zeros(5, dtype=torch.int64)
-    total = wrn.synergy.SynergyLoss()(logits, labels).total
-    exact = wrn.synergy.SynergyLoss()([each.double() for each in logits], labels).total
-    assert total.dtype == torch.float32
-    assert float(total.detach()) == pytest.approx(float(exact.detach()), rel=1e-5)
-    total.backward()
-    assert logits[0].grad.dtype == dtype
-
-
-def test_autocast_does_not_change_the_loss_or_its_gradients(wrn):
-    labels = torch.tensor([0, 1, 2, 6, 6])
-    inside, outside = random_logits(3, dtype=torch.float32), random_logits(3, dtype=torch.float32)
     with torch.autocast("cpu", torch.bfloat16):
-        losses = wrn.synergy.SynergyLoss()(inside, labels)
-    plain = wrn.synergy.SynergyLoss()(outside, labels)
-    assert losses == plain and all(part.dtype == torch.float32 for part in losses)
-    losses.total.backward()
-    plain.total.backward()
-    assert all(torch.equal(a.grad, b.grad) for a, b in zip(inside, outside, strict=True))
+        losses = loss()(logits, LABELS)
+    exact = loss()([each.detach().double() for each in logits], LABELS)
+    assert all(part.dtype == torch.float32 for part in losses)
+    assert [part.item() for part in losses] == pytest.approx([x.item() for x in exact], rel=1e-5)
+    (gradient,) = torch.autograd.grad(losses.total, logits[:1])
+    assert (exact.total.dtype, gradient.dtype) == (torch.float64, dtype)
 
 
-def test_divergence_matrix(wrn):
-    logits = random_logits(4)
-    matrix = wrn.synergy.pairwise_divergences(logits).detach()
-    p, q = logits[1].softmax(-1), logits[3].softmax(-1)
-    torch.testing.assert_close(matrix[1, 3], (p * (p / q).log()).sum(-1).mean().detach())
-    assert matrix.diagonal().abs().max() == 0
-    torch.testing.assert_close(matrix.sum(), double_loop(logits, "bidirectional").detach())
+@pytest.mark.parametrize(
+    ("logits", "error", "says"),
+    [
+        ({"out": torch.zeros(5, 7)}, TypeError, r"got a dict with the keys \['out'\]"),
+        (torch.zeros(5, 7), TypeError, r"one tensor of shape \(5, 7\)"),
+        ([torch.zeros(5, 7, 4, 4)] * 2, ValueError, r"shapes \[\(5, 7, 4, 4\)"),
+        ([torch.zeros(5, 7), torch.zeros(5, 6)], ValueError, r"\[\(5, 7\), \(5, 6\)\]"),
+    ],
+)
+def test_other_logits_are_refused_with_what_is_expected(loss, logits, error, says):
+    with pytest.raises(error, match=rf"expected a sequence of logits \(B, K\).*{says}"):
+        loss()(logits, LABELS)
 
 
-def test_label_smoothing_is_pytorchs(wrn):
-    logits, labels = random_logits(2), torch.tensor([0, 1, 2, 6, 6])
-    losses = wrn.synergy.SynergyLoss("ds", label_smoothing=0.1)(logits, labels)
-    expected = [
-        torch.nn.functional.cross_entropy(each, labels, label_smoothing=0.1) for each in logits
-    ]
-    torch.testing.assert_close(losses.backbone, expected[0])
-    torch.testing.assert_close(losses.branches, expected[1])
+def test_options_are_checked_and_shown(loss):
+    with pytest.raises(ValueError, match="'dsk': expected one of baseline, ds, dks"):
+        loss("dsk")
+    with pytest.raises(ValueError, match="'up': expected one of bidirectional, top-down"):
+        loss("dks", "up")
+    shown = repr(loss("ds", "top-down", 0.5, 2.0, 0.1))
+    assert all(part in shown for part in ("'ds'", "'top-down'", "aux_weight=0.5", "=2.0", "=0.1"))
+
+
+@st.composite
+def many_logits(draw):
+    """N logits (B, K) in float32, of magnitudes from 1e-3 to 1e4."""
+    count, batch, classes = draw(st.tuples(*(st.integers(1, most) for most in (5, 4, 50))))
+    draws = torch.Generator().manual_seed(draw(st.integers(0, 2**32)))
+    logits = 2 * torch.rand(count, batch, classes + 1, generator=draws) - 1
+    return logits * 10 ** draw(st.floats(-3, 4))
+
+
+@settings(max_examples=25, deadline=None)
+@given(logits=many_logits(), data=st.data())
+def test_for_any_logits(wrn, logits, data):
+    """Never negative, in any order, the sum of both directions; finite; 0 where all agree."""
+    rounding = 1e-6 * len(logits) ** 2 * math.log(logits.shape[-1])
+
+    def synergy(logits, direction="bidirectional"):
+        return wrn.synergy.synergy_loss(wrn.synergy.pairwise_divergences(logits), direction)
+
+    both, down, up = (synergy(logits, direction) for direction in DIRECTIONS)
+    assert min(both, down, up) >= -rounding
+    order = data.draw(st.permutations(range(len(logits))))
+    for same in (down + up, synergy(logits[order])):
+        torch.testing.assert_close(same, both, rtol=1e-5, atol=rounding)
+    assert synergy(logits[:1].expand(4, -1, -1)) == 0
+    leaves = [each.bfloat16().requires_grad_() for each in logits]
+    labels = torch.arange(logits.shape[1]) % logits.shape[2]
+    wrn.synergy.SynergyLoss()(leaves, labels).total.backward()
+    assert all(each.grad.isfinite().all() for each in leaves)

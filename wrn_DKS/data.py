@@ -1,21 +1,33 @@
-"""Datasets as uint8 tensors in memory: CIFAR, the bundled digits, and image folders."""
+"""Small images in memory: CIFAR, the included digits, and folders; and their batches.
 
+The whole data set is on the device. Batches are shuffled, augmented and normalized there.
+"""
+
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
+from torchvision import datasets
 
-from cifar import CIFAR, provide_cifar
-from common.command_line import UserError, plural
-from common.distributed import print_once
-from common.images import list_images, read_squares
+from common.command_line import UserError, plural, root_cause
+from common.distributed import first_on_node, print_once, shard, world_size
+from common.evaluation import Batch
+from common.images import (
+    check_classes,
+    find_test_folder,
+    hash_lines,
+    list_images,
+    read_squares,
+)
+from common.schedule import Mixing, derived_seed
 
 # Normalization of the released code, for both CIFAR-10 and CIFAR-100.
-CIFAR_MEAN = (125.3 / 255, 123.0 / 255, 113.9 / 255)
-CIFAR_STD = (63.0 / 255, 62.1 / 255, 66.7 / 255)
-IMAGE_SIZES = {"CIFAR100": 32, "CIFAR10": 32, "digits": 8, "folder": 32}  # side, in pixels
+CIFAR_MEAN = [125.3 / 255, 123.0 / 255, 113.9 / 255]
+CIFAR_STD = [63.0 / 255, 62.1 / 255, 66.7 / 255]
+CIFAR = {"CIFAR10": datasets.CIFAR10, "CIFAR100": datasets.CIFAR100}
 DIGITS = Path(__file__).with_name("digits.npz")
 DIGITS_TRAIN = 1437  # the other 360 images are by different writers
 
@@ -27,80 +39,95 @@ class Split(NamedTuple):
     labels: Tensor
 
 
-class DatasetInfo(NamedTuple):
-    """Class names and normalization of a dataset; stored in checkpoints."""
-
-    classes: list[str]  # names, in the order of the labels
-    mean: list[float]  # per channel, of pixels scaled to [0, 1]
-    std: list[float]
-
-
 class Dataset(NamedTuple):
-    """A dataset in memory. `train` is None if it was loaded for evaluation."""
+    """A data set in memory. `train` is None if only the test images were loaded."""
 
     train: Split | None
     test: Split
-    info: DatasetInfo
+    classes: list[str]  # names, in the order of the labels
+    mean: list[float]  # per channel, of pixels scaled to [0, 1]
+    std: list[float]
     flip: bool  # whether training may flip images horizontally
+    identity: str  # differs between data sets
+
+    def describe(self) -> dict:
+        """Return what tells data sets apart, for logs and checkpoints."""
+        train = 0 if self.train is None else len(self.train.labels)
+        return {
+            "classes": len(self.classes),
+            "train_images": train,
+            "test_images": len(self.test.labels),
+            "identity": self.identity,
+        }
 
 
 def load_dataset(
-    name: str,
-    dataroot: Path | None,
-    image_size: int,
-    workers: int,
-    info: DatasetInfo | None = None,
+    name: str, root: Path, image_size: int, workers: int, trained: dict | None = None
 ) -> Dataset:
-    """Load a dataset.
+    """Load a data set, and print how many classes and images it has.
 
     Args:
-        name: a key of `IMAGE_SIZES`.
-        dataroot: folder of the CIFAR files, which are downloaded if missing, or the image folder.
-            Not used for digits.
+        name: CIFAR100, CIFAR10, digits or folder.
+        root: folder of the CIFAR files, which are downloaded if missing, or of images.
         image_size: side in pixels to which the images of a folder are resized.
-        workers: number of threads that decode the images of a folder.
-        info: that of a trained network. If given, load only the test images, with labels that
-            index its classes.
+        workers: threads that decode the images of a folder.
+        trained: metadata of a trained network, with `classes`, `mean` and `std`. If given, load
+            only the test images, with labels that index its classes.
 
     Raises:
-        UserError: the data is missing or damaged or can't be downloaded, or the classes of the
-            parts do not match.
+        UserError: the data is missing or damaged or can't be downloaded, or classes do not match.
     """
-    with_train = info is None
+    only_test = trained is not None
     if name in CIFAR:
-        splits, classes = load_cifar(name, dataroot, with_train)
+        splits, classes = load_cifar(name, root)
+        identity, mean, std = name, CIFAR_MEAN, CIFAR_STD
     elif name == "digits":
         splits, classes = load_digits()
+        identity, (mean, std) = name, channel_statistics(splits["train"].images)
     else:
-        splits, classes = load_folder(dataroot, image_size, workers, info and info.classes)
-    if info is None:
-        mean, std = (
-            (CIFAR_MEAN, CIFAR_STD) if name in CIFAR else channel_statistics(splits["train"].images)
-        )
-        info = DatasetInfo(classes, list(mean), list(std))
-    elif info.classes != classes:
+        known = trained["classes"] if only_test else None
+        splits, classes, identity = load_folder(root, image_size, workers, known)
+        mean, std = ([], []) if only_test else channel_statistics(splits["train"].images)
+    if only_test:
+        if trained["classes"] != classes:
+            raise UserError(
+                f"--dataset {name} has {plural(len(classes), 'class')} such as {classes[0]!r}, the "
+                f"network {len(trained['classes'])} such as {trained['classes'][0]!r}; use the "
+                "data set that it was trained on"
+            )
+        mean, std = trained["mean"], trained["std"]
+    train, test = None if only_test else splits["train"], splits["test"]
+    if name != "folder":
+        images = plural(len(test.labels), "test image")
+        images = images if only_test else f"{plural(len(train.labels), 'training image')}, {images}"
+        print_once(f"{name}: {images} of {plural(len(classes), 'class')}")
+    return Dataset(train, test, classes, mean, std, flip=name != "digits", identity=identity)
+
+
+def load_cifar(name: str, root: Path) -> tuple[dict[str, Split], list[str]]:
+    """Load CIFAR from the official files in `root`, which torchvision downloads and verifies."""
+    cifar = CIFAR[name]
+    if root.name == cifar.base_folder and not (root / cifar.base_folder).exists():
+        root = root.parent  # the folder of the files themselves
+    if (root / "train").is_dir() and not (root / cifar.base_folder).exists():
+        raise UserError(f"--dataroot {root}: a folder of images; add --dataset folder")
+    try:
+        with first_on_node() as first:
+            train, test = (cifar(root, train, download=first) for train in (True, False))
+    except (OSError, RuntimeError, ValueError, EOFError) as error:
         raise UserError(
-            f"--dataset {name} has {len(classes)} classes starting with {classes[0]!r}, but the "
-            f"network was trained on {len(info.classes)} starting with {info.classes[0]!r}; use "
-            "the dataset it was trained on"
-        )
-    train = splits["train"] if with_train else None
-    return Dataset(train, splits["test"], info, flip=name != "digits")
-
-
-def load_cifar(name: str, root: Path, with_train: bool) -> tuple[dict[str, Split], list[str]]:
-    """Load CIFAR-10 or CIFAR-100 from the official files in `root`; download missing files."""
-    root = provide_cifar(name, root)
+            f"{name} is not in {root} and can't be downloaded ({root_cause(error)}); download "
+            f"{cifar.url} and unpack it there, or use --dataset digits, which needs no download"
+        ) from error
     splits = {}
-    for part in ("train", "test") if with_train else ("test",):
-        cifar = CIFAR[name](root, train=part == "train")
-        pixels = torch.from_numpy(cifar.data).permute(0, 3, 1, 2).contiguous()
-        splits[part] = Split(pixels, torch.tensor(cifar.targets))
-    return splits, list(cifar.classes)
+    for part, each in (("train", train), ("test", test)):
+        pixels = torch.from_numpy(each.data).permute(0, 3, 1, 2).contiguous()
+        splits[part] = Split(pixels, torch.tensor(each.targets))
+    return splits, list(test.classes)
 
 
 def load_digits() -> tuple[dict[str, Split], list[str]]:
-    """Load the bundled UCI handwritten digits: grayscale, 8x8, values from 0 to 16."""
+    """Load the included UCI handwritten digits: grayscale, 8x8, values from 0 to 16."""
     with np.load(DIGITS) as file:
         images, labels = file["images"], file["labels"]
     gray = (images.astype(np.float32) * (255 / 16)).round().astype(np.uint8)
@@ -113,55 +140,28 @@ def load_digits() -> tuple[dict[str, Split], list[str]]:
 
 def load_folder(
     root: Path, image_size: int, workers: int, trained_classes: list[str] | None
-) -> tuple[dict[str, Split], list[str]]:
-    """Load the images in `root`/train/<class> and `root`/test/<class> or `root`/val/<class>.
+) -> tuple[dict[str, Split], list[str], str]:
+    """Load the images in `root/train/<class>` and in the test folder; see `find_test_folder`.
 
-    Both folders are listed and their classes compared before any image is decoded. If
-    `trained_classes` is given, only the test images are loaded.
+    Both are listed and their classes compared before any image is decoded. If `trained_classes` is
+    given, only the test images are loaded. Return the splits, the classes and the identity.
     """
-    test_folder = find_test_folder(root)
-    listings = {} if trained_classes else {"train": list_images(root / "train")}
-    listings["test"] = list_images(test_folder)
+    listings = {"test": list_images(find_test_folder(root))}
+    if trained_classes is None:
+        listings = {"train": list_images(root / "train")} | listings
     classes = trained_classes or listings["train"].classes
-    if len(classes) < 2:
-        raise UserError(f"{root}: only one class, {classes[0]!r}; expected at least two")
-    untrained = sorted(set(listings["test"].classes) - set(classes))
-    if untrained:
-        raise UserError(
-            f"{root}: the test images have a class {untrained[0]!r} that is not among the "
-            f"{len(classes)} training classes; remove its folder or add training images"
-        )
+    check_classes(classes, listings["test"].classes, root)
     label_of = {name: label for label, name in enumerate(classes)}
     splits = {}
     for part, listing in listings.items():
-        labels = [label_of[listing.classes[label]] for label in listing.labels]
-        folder = f"{listing.paths[0].relative_to(root).parts[0]}/"
-        if listing.num_skipped:
-            skipped = plural(listing.num_skipped, "file")
-            print_once(f"{folder}: skipped {skipped} without an image extension")
-        images = read_squares(listing.paths, image_size, workers, f"reading {folder}")
-        splits[part] = Split(images, torch.tensor(labels))
-    return splits, classes
-
-
-def find_test_folder(root: Path) -> Path:
-    """Return `root`/test or `root`/val, whichever exists."""
-    if not root.is_dir():
-        raise UserError(
-            f"--dataroot {root}: no such folder; give --dataroot DIR, with train/ and test/ in it"
-        )
-    folders = [root / name for name in ("test", "val") if (root / name).is_dir()]
-    if len(folders) != 1:
-        found = "both; remove one of them" if folders else "neither"
-        raise UserError(f"--dataroot {root}: expected a folder test/ or val/ in it, found {found}")
-    return folders[0]
+        own = torch.tensor([label_of[name] for name in listing.classes])
+        images = read_squares(listing.paths, image_size, workers)
+        splits[part] = Split(images, own[torch.from_numpy(listing.labels)])
+    return splits, classes, hash_lines(each.identity for each in listings.values())
 
 
 def channel_statistics(images: Tensor) -> tuple[list[float], list[float]]:
-    """Return the mean and standard deviation per channel of uint8 images (N, 3, S, S).
-
-    Both are of pixels scaled to [0, 1].
-    """
+    """Return the mean and standard deviation per channel of uint8 images, scaled to [0, 1]."""
     values = torch.arange(256, dtype=torch.float64) / 255
     mean, std = [], []
     for channel in images.unbind(1):
@@ -169,3 +169,90 @@ def channel_statistics(images: Tensor) -> tuple[list[float], list[float]]:
         mean.append(float(frequency @ values))
         std.append(float((frequency @ (values - mean[-1]).square()).sqrt()))
     return mean, std
+
+
+class Batches:
+    """This process's part of the images in their stored order, in batches.
+
+    Args:
+        split: images and labels; copied to the device.
+        data: has the mean and standard deviation for normalization.
+        batch_size: total batch size over all processes.
+        device: of the split and the batches.
+    """
+
+    def __init__(self, split: Split, data: Dataset, batch_size: int, device: torch.device):
+        self.images, self.labels = split.images.to(device), split.labels.to(device)
+        self.batch_size, self.device = batch_size, device
+        self._mean = torch.tensor(data.mean, device=device).view(3, 1, 1) * 255
+        scale = torch.tensor(data.std, device=device).view(3, 1, 1) * 255
+        self._scale = 1 / scale.clamp_min(1)  # avoids NaN for constant channels
+
+    def __len__(self) -> int:
+        own = shard(len(self.labels))
+        return -(-(own.stop - own.start) * world_size() // self.batch_size)
+
+    def __iter__(self) -> Iterator[Batch]:
+        own, size = shard(len(self.labels)), -(-self.batch_size // world_size())
+        for start in range(own.start, own.stop, size):
+            part = slice(start, min(start + size, own.stop))
+            images, labels = self.normalize(self.images[part]), self.labels[part]
+            yield Batch(images, labels, len(labels) * world_size())
+
+    def normalize(self, images: Tensor) -> Tensor:
+        return images.float().sub_(self._mean).mul_(self._scale)
+
+
+class AugmentedBatches(Batches):
+    """Training batches: shuffled, with random crops and horizontal flips.
+
+    As in the released code, images are padded by reflection (by an eighth of the side, which is 4
+    pixels at 32x32), cropped to their size, and flipped with probability 1/2. Order and
+    augmentation are functions of the seed and the epoch, for any number of processes.
+
+    Args:
+        data: of the training images.
+        batch_size, device: see `Batches`.
+        seed: random seed.
+        mixing: mixes pairs of images of a batch, if it is not empty.
+    """
+
+    def __init__(
+        self, data: Dataset, batch_size: int, device: torch.device, seed: int, mixing: Mixing
+    ):
+        super().__init__(data.train, data, batch_size, device)
+        self._seed, self._flip, self._mixing = seed, data.flip, mixing
+        count, size = len(self.labels), self.images.shape[-1]
+        self.steps = -(-count // batch_size)
+        if 0 < count % batch_size < world_size():
+            self.steps -= 1  # not an image for each process
+            print_once(f"the last {plural(count % batch_size, 'image')} of an epoch are left out")
+        if not self.steps:
+            raise UserError(f"{plural(count, 'training image')} for {world_size()} processes")
+        padding = size // 8
+        index = torch.arange(-padding, size + padding, device=device).abs()
+        index = torch.minimum(index, 2 * (size - 1) - index)  # reflected at both ends
+        padded = self.images[:, :, index][:, :, :, index]
+        # A view of every possible crop: (N, 3, top, left, S, S).
+        self._crops = padded.unfold(2, size, 1).unfold(3, size, 1)
+
+    def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
+        """Yield the batches of `epoch` (0-based) from `first_step` on."""
+        generator = torch.Generator().manual_seed(derived_seed(self._seed, epoch))
+        count, offsets = len(self.labels), self._crops.shape[2]
+        order = torch.randperm(count, generator=generator).to(self.device)
+        tops, lefts = torch.randint(offsets, (2, count), generator=generator).to(self.device)
+        flips = (torch.rand(count, generator=generator) < 0.5).to(self.device)
+        for step in range(first_step, self.steps):
+            batch = order[step * self.batch_size : (step + 1) * self.batch_size]
+            own = shard(len(batch))
+            index = batch[own]
+            if self._mixing:
+                index = torch.cat((batch[own.start - 1].view(1), index))
+            images = self._crops[index, :, tops[index], lefts[index]]
+            if self._flip:
+                images = torch.where(flips[index].view(-1, 1, 1, 1), images.flip(3), images)
+            images, labels = self.normalize(images), self.labels[index]
+            if self._mixing:
+                images, labels = self._mixing(images, labels, epoch, step)
+            yield Batch(images, labels, len(batch))

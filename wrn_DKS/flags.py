@@ -1,222 +1,202 @@
-"""The flags of `main.py`, with the recipe of the released code. Does not import torch."""
+"""The options of `main.py`, with the recipe of the released code."""
 
-import argparse
-import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from common.command_line import ArgumentParser, bounded_number
-from common.flag_groups import (
-    add_device_flags,
-    add_method_flags,
-    add_prediction_flags,
-    add_regularization_flags,
-    add_training_flags,
+from common.command_line import (
+    FREE,
+    LOCAL,
+    ArgumentParser,
+    UserError,
+    build_parser,
+    choice,
+    number,
+    start_epochs,
 )
+from common.distributed import available_cores
+from common.options import (
+    AMOUNT,
+    COUNT,
+    FRACTION,
+    TrainingConfig,
+    check_training,
+    data_flag,
+    model_flag,
+    output_flag,
+    run_flag,
+    training_flag,
+)
+from common.schedule import scaled_milestones
 
-# The same as in `data`, which would take seconds to import: sides in pixels.
-IMAGE_SIZES = {"CIFAR100": 32, "CIFAR10": 32, "digits": 8, "folder": 32}
+IMAGE_SIZES = {"CIFAR100": 32, "CIFAR10": 32, "digits": 8, "folder": 32}  # side, in pixels
+
+# The released recipe of WRN-28-10, and that of He et al. (2016) for a ResNet.
+RECIPES = {
+    "wrn": {"depth": 28, "width": 10.0, "epochs": 200, "lr_factor": 0.2, "weight_decay": 5e-4},
+    "resnet": {"depth": 32, "width": 1.0, "epochs": 164, "lr_factor": 0.1, "weight_decay": 1e-4},
+}
+# In percent of the epochs, counted from 1: 60, 120 and 160 of 200; 82 and 123 of 164.
+DECAY_PERCENT = {"wrn": (30, 60, 80), "resnet": (50, 75)}
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """Return the parser. Flags of the released code keep their spelling."""
-    parser = ArgumentParser(
-        prog="main.py",
-        description="Train a wide residual network with deeply-supervised knowledge synergy, "
-        "evaluate one, or classify images. Hyphens and underscores in flags are interchangeable.",
+@dataclass(frozen=True)
+class Config(TrainingConfig):
+    """Every option of `main.py`. None: the recipe of the network decides."""
+
+    dataset: str = data_flag(
+        "CIFAR100", choice(*IMAGE_SIZES), "CIFAR100, CIFAR10, digits (included) or folder"
     )
-    add_data_flags(parser.add_argument_group("data"))
-    add_model_flags(parser.add_argument_group("model"))
-    add_method_flags(parser.add_argument_group("method"))
-    add_regularization_flags(parser.add_argument_group("regularization"))
-    add_optimization_flags(parser.add_argument_group("optimization"))
-    add_run_flags(parser.add_argument_group("run"))
-    add_output_flags(parser.add_argument_group("output"))
+    dataroot: Path = data_flag(
+        Path("data"),
+        Path,
+        "of the CIFAR files, downloaded if missing, or a folder with train/CLASS/ and val/CLASS/",
+        role=FREE,
+    )
+    image_size: int | None = data_flag(
+        None, number(int, 8, 1024), "side of the images of --dataset folder (default: 32)"
+    )
+    workers: int = data_flag(
+        min(4, available_cores()),
+        COUNT,
+        "threads that decode images",
+        "-j",
+        "--nthread",
+        role=LOCAL,
+    )
+    arch: str = model_flag(
+        "wrn", choice("wrn", "resnet"), "wide ResNet, or He et al.'s for CIFAR and its recipe", "-a"
+    )
+    depth: int | None = model_flag(
+        None,
+        number(int, 1, 1206),
+        "6n + 4 of a wrn (default: 28), 6n + 2 of a resnet (default: 32)",
+    )
+    width: float | None = model_flag(
+        None, number(float, 0, 64), "multiplier of a wrn's channels (default: 10)"
+    )
+    dropout: bool = model_flag(False, bool, "dropout with probability 0.3 in each block of a wrn")
+    epochs: int | None = training_flag(None, COUNT, "(default: 200; resnet: 164)", role=FREE)
+    batch_size: int = training_flag(128, COUNT, "total batch size over all processes", "-b")
+    lr_factor: float | None = training_flag(
+        None,
+        FRACTION,
+        "decay factor at milestones (default: 0.2; resnet: 0.1)",
+        "--lr_decay_ratio",
+    )
+    weight_decay: float | None = training_flag(
+        None, AMOUNT, "of all parameters (default: 5e-4; resnet: 1e-4)"
+    )
+    evaluate: bool = run_flag(False, bool, "test --resume PATH instead of training", role=LOCAL)
+    per_class: bool = run_flag(
+        False, bool, "with --evaluate, print the error of each class", role=LOCAL
+    )
+    predict: tuple[Path, ...] = run_flag(
+        (), Path, "classify these images, or those in a folder", role=LOCAL, nargs="+"
+    )
+    export: Path | None = output_flag(
+        None, Path, "write the backbone alone: .safetensors, or any other name for torch.load"
+    )
+    json: Path | None = output_flag(None, Path, "also write the results to this file")
+
+    @property
+    def network_name(self) -> str:
+        if self.arch == "resnet":
+            return f"ResNet-{self.depth}"
+        return f"WRN-{self.depth}-{self.width:g}"
+
+
+def make_parser() -> ArgumentParser:
+    """Return the parser of `main.py`. Flags of the released code keep their spelling."""
+    parser = build_parser(
+        Config,
+        "main.py",
+        "Train a residual network for small images with deeply-supervised knowledge synergy, test "
+        "one, or classify images.",
+    )
+    released = parser.add_argument_group("released spellings")
+    released.add_argument(
+        "--epoch_step",
+        dest="milestones",
+        metavar="EPOCHS",
+        type=start_epochs,
+        help="epochs, counted from 1, at whose start the learning rate is decayed (default: "
+        "[60,120,160] of 200; resnet: [82,123] of 164; in proportion for other --epochs)",
+    )
+    released.add_argument(
+        "--gpu_id", dest="device", metavar="N", type=gpu_device, help="same as --device cuda:N"
+    )
+    released.add_argument(
+        "--model_path", dest="resume", metavar="PATH", help="same as --resume PATH"
+    )
+    released.add_argument("--ngpu", type=number(int, 1), metavar="N", help="use torchrun instead")
     return parser
 
 
-def add_data_flags(group) -> None:
-    group.add_argument("--dataset", choices=IMAGE_SIZES, default="CIFAR100", help="dataset")
-    group.add_argument(
-        "--dataroot",
-        metavar="DIR",
-        type=Path,
-        default=Path("data"),
-        help="folder of the CIFAR files, which are downloaded if missing; for --dataset folder, "
-        "a folder with train/CLASS/ and test/CLASS/ or val/CLASS/",
-    )
-    group.add_argument(
-        "--image-size",
-        metavar="PIXELS",
-        type=bounded_number(int, 8, 1024),
-        help="side to which the images of --dataset folder are resized (default: 32)",
-    )
-    group.add_argument(
-        "-j",
-        "--workers",
-        "--nthread",
-        dest="nthread",
-        metavar="N",
-        type=bounded_number(int, 1, 256),
-        default=4,
-        help="number of threads that decode the images of --dataset folder",
-    )
+def gpu_device(text: str) -> str:
+    return f"cuda:{number(int, 0)(text)}"
 
 
-def add_model_flags(group) -> None:
-    group.add_argument(
-        "--arch",
-        choices=("wrn", "resnet"),
-        default="wrn",
-        help="wide residual network, or the CIFAR ResNet of He et al. with the recipe for it",
-    )
-    group.add_argument(
-        "--depth",
-        metavar="N",
-        type=bounded_number(int, 1, 1206),
-        help="number of layers: 6n + 4 (default: 28), or 6n + 2 of a resnet (default: 32)",
-    )
-    group.add_argument(
-        "--width",
-        metavar="X",
-        type=bounded_number(float, 0, 64),
-        help="multiplier of the 16, 32 and 64 channels of the three groups (default: 10); a "
-        "resnet has width 1",
-    )
-    group.add_argument(
-        "--dropout", action="store_true", help="use dropout with probability 0.3 in each block"
-    )
+def parse(argv: Sequence[str] | None = None) -> Config:
+    """Parse and check the command line, by default that of the process.
 
-
-def add_optimization_flags(group) -> None:
-    group.add_argument(
-        "--epochs",
-        metavar="N",
-        type=bounded_number(int, 1),
-        help="number of epochs (default: 200; resnet: 164)",
-    )
-    group.add_argument(
-        "-b",
-        "--batch_size",
-        metavar="N",
-        type=bounded_number(int, 1),
-        default=128,
-        help="total batch size over all processes",
-    )
-    group.add_argument(
-        "--lr",
-        metavar="X",
-        type=bounded_number(float, 0),
-        default=0.1,
-        help="initial learning rate",
-    )
-    add_milestone_flags(group.add_mutually_exclusive_group())
-    group.add_argument(
-        "--lr_decay_ratio",
-        "--lr-factor",
-        metavar="X",
-        type=bounded_number(float, 0),
-        help="learning-rate decay factor at each milestone (default: 0.2; resnet: 0.1)",
-    )
-    group.add_argument(
-        "--weight_decay",
-        metavar="X",
-        type=bounded_number(float, 0),
-        help="weight decay of all trainable parameters (default: 5e-4; resnet: 1e-4)",
-    )
-
-
-def add_milestone_flags(group) -> None:
-    group.add_argument(
-        "--epoch_step",
-        metavar="EPOCHS",
-        type=start_epochs,
-        help="epochs (1-based) at whose start the learning rate is decayed (default: at 30, 60 and "
-        "80 percent of the epochs, which is [60,120,160] of 200; resnet: at 50 and 75 percent, "
-        "[82,123] of 164)",
-    )
-    group.add_argument(
-        "--lr-milestones",
-        "--milestones",
-        dest="epoch_step",
-        metavar="EPOCHS",
-        type=finished_epochs,
-        default=argparse.SUPPRESS,
-        help="the same as numbers of finished epochs after which it is decayed: 59,119,159",
-    )
-
-
-def add_run_flags(group) -> None:
-    group.add_argument(
-        "--seed", metavar="N", type=bounded_number(int, 0, 2**62), default=1, help="random seed"
-    )
-    add_device_flags(group)
-    add_training_flags(group)
-    group.add_argument(
-        "--test_every",
-        metavar="N",
-        type=bounded_number(int, 1),
-        default=1,
-        help="test every N epochs and after the last one",
-    )
-    checkpoint = group.add_mutually_exclusive_group()
-    checkpoint.add_argument(
-        "--resume",
-        metavar="FILE",
-        default="",
-        help="checkpoint to resume from, or the folder of its run; auto: the one in --save, if it "
-        "exists",
-    )
-    checkpoint.add_argument(
-        "--model_path",
-        dest="resume",
-        metavar="FILE",
-        default=argparse.SUPPRESS,
-        help="the same, for --evaluate and --predict",
-    )
-    group.add_argument(
-        "--evaluate",
-        action="store_true",
-        help="evaluate the checkpoint --resume FILE on the test images instead of training",
-    )
-    add_prediction_flags(group)
-
-
-def add_output_flags(group) -> None:
-    group.add_argument(
-        "--save",
-        metavar="DIR",
-        type=Path,
-        help="folder for the log, the checkpoint and TensorBoard events (default: the folder of "
-        "--resume FILE, otherwise a new folder in ./logs)",
-    )
-    group.add_argument(
-        "--export",
-        metavar="FILE",
-        type=Path,
-        help="save the backbone, without branches, to this file at the end; with --resume FILE of "
-        "a finished run, at once",
-    )
-
-
-def start_epochs(text: str) -> tuple[int, ...]:
-    """Parse a JSON list of epochs, such as `[60,120,160]`, as an argparse type.
-
-    As in the released code, an epoch that is given twice counts once.
+    Raises:
+        UserError: an option is unknown or invalid, or options contradict each other.
     """
-    try:
-        values = json.loads(text)
-        if not isinstance(values, list) or any(type(v) is not int or v < 1 for v in values):
-            raise ValueError
-    except ValueError:
-        raise argparse.ArgumentTypeError(
-            f"expected a list of epochs such as '[60,120,160]', got {text!r}"
-        ) from None
-    return tuple(dict.fromkeys(values))
+    given = make_parser().parse_given(argv)
+    if (gpus := given.pop("ngpu", 1)) > 1:
+        raise UserError(
+            f"--ngpu {gpus}: to use several GPUs, run torchrun --nproc_per_node {gpus} main.py …"
+        )
+    given |= {"predict": tuple(given.get("predict", ()))}
+    config = Config(**given, given=frozenset(given) - {"predict"})
+    check(config)
+    return config
 
 
-def finished_epochs(text: str) -> tuple[int, ...]:
-    """Parse `59,119,159`, as an argparse type; return the epochs after these, (60, 120, 160)."""
-    words = [word.strip() for word in text.strip("[]").split(",") if word.strip()]
-    if not all(word.isascii() and word.isdecimal() for word in words):
-        raise argparse.ArgumentTypeError(f"expected epochs such as 59,119,159, got {text!r}")
-    return tuple(dict.fromkeys(int(word) + 1 for word in words))
+def with_recipe(config: Config) -> Config:
+    """Fill in what was neither given nor taken from a checkpoint, and check the network.
+
+    Raises:
+        UserError: options do not fit the network or each other.
+    """
+    if config.arch == "resnet" and (config.dropout or config.width not in (None, 1)):
+        flag = "--dropout" if config.dropout else f"--width {config.width:g}"
+        raise UserError(f"{flag}: only for --arch wrn; leave it out")
+    native = IMAGE_SIZES[config.dataset]
+    if config.dataset != "folder" and config.image_size not in (None, native):
+        raise UserError(
+            f"--image-size {config.image_size}: the images of --dataset {config.dataset} have "
+            f"{native} pixels; leave it out"
+        )
+    recipe = RECIPES[config.arch] | {"image_size": native}
+    config = replace(config, **{k: v for k, v in recipe.items() if getattr(config, k) is None})
+    if config.milestones is None:
+        milestones = scaled_milestones(DECAY_PERCENT[config.arch], config.epochs, offset=1)
+        config = replace(config, milestones=milestones)
+    check_training(config)
+    return config
+
+
+def check(config: Config) -> None:
+    """Raise `UserError` if tasks contradict each other, or a file is missing or in the way."""
+    if (config.evaluate or config.predict) and config.checkpoint is None:
+        task = "--evaluate" if config.evaluate else "--predict"
+        raise UserError(f"{task} requires --resume PATH, a checkpoint or the folder of a run")
+    if config.predict and (config.evaluate or config.export):
+        raise UserError("--predict can't be combined with --evaluate or --export")
+    if config.per_class and not config.evaluate:
+        raise UserError("--per-class requires --evaluate")
+    if config.resume == "auto" and config.save is None:
+        raise UserError("--resume auto requires --save DIR, the folder of the run")
+    if config.evaluate and config.given & {"lr", "epochs", "method", "init", "save", "ema"}:
+        names = sorted(config.given & {"lr", "epochs", "method", "init", "save", "ema"})
+        raise UserError(f"--{names[0]} has no effect with --evaluate; leave it out")
+    for flag, path in (("--export", config.export), ("--json", config.json)):
+        in_run = path and config.save == path.parent  # which is made first
+        if path and not in_run and not path.parent.is_dir():
+            raise UserError(f"{flag} {path}: no such folder: {path.parent}; create it first")
+        if path and path.is_dir():
+            raise UserError(f"{flag} {path}: a folder; give the name of a file")
+        if path and path.exists() and (flag == "--export" or path.suffix != ".json"):
+            raise UserError(f"{flag} {path}: exists already; choose another name")

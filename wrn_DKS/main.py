@@ -1,4 +1,4 @@
-"""Train a wide residual network with deeply-supervised knowledge synergy, or use a trained one.
+"""Train a network for small images with deeply-supervised knowledge synergy, or use a trained one.
 
     python main.py --save ./logs/wrn-28-10 --depth 28 --width 10 --dataroot PATH
 
@@ -7,39 +7,44 @@ of 17.24 ± 0.22 % over 5 runs (18.72 % without branches).
 """
 
 import os
-import sys
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch: idle threads must not spin
-
-from common.command_line import exit_status, plural
-from options import Config, export_exists, parse
-
-if __name__ == "__main__" and {"-h", "--help"} & set(sys.argv[1:]):
-    sys.exit(exit_status(parse))  # before the imports that take seconds
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch: idle threads spin only
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # as long as pays even beside other programs
 
 import torch
 
-from common.batch_norm import warn_of_few_images
-from common.distributed import barrier, describe_devices, distributed_context, print_once, rank
-from common.gpu import describe_dtype
-from common.leaving import run_script
-from common.mixing import make_mixing
-from common.progress import Progress
-from common.run_folder import CHECKPOINT, lock_run_folder, new_run_folder, refuse_run_file
-from common.seeds import derived_seed
-from common.signals import Interrupted
-from common.stopping import PreemptionGuard
-from data import Dataset, load_dataset
-from engine import EpochResult, Trainer, make_trainer
-from epoch_log import LOG, EpochLog, print_costs
-from evaluate import check_network, evaluate, export_finished_run, predict, report
-from loader import AugmentedBatches, Batches, StoppableBatches
-from resuming import load_run, options_to_resume, resume
-from run_state import save_run
+from common import checkpoint
+from common.command_line import Incomplete, UserError, exit_status, plural, run_script
+from common.distributed import print_once, process_group, rank, world_size
+from common.engine import Trainer, print_costs
+from common.evaluation import (
+    class_errors,
+    confused_pairs,
+    evaluate,
+    predict,
+    print_scores,
+    score_content,
+)
+from common.images import find_readable, read_squares
+from common.logs import print_predictions, write_json
+from common.options import from_checkpoint, warn_of_few_images
+from common.run import fit
+from common.run_folder import CHECKPOINT, open_run
+from common.schedule import Mixing, make_schedule
+from data import AugmentedBatches, Batches, Dataset, Split, load_dataset
+from flags import Config, parse, with_recipe
+from synergy import SynergyLoss
+from weights import (
+    Weights,
+    build_network,
+    choose_compute,
+    describe_network,
+    initialize_backbone,
+    load,
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -48,140 +53,133 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(config: Config) -> None:
-    with distributed_context(config.device) as device:
+    with process_group(config.device) as device:
         # Tries all algorithms for each new shape: that of full batches and of a partial last one.
         torch.backends.cudnn.benchmark = True
         if config.predict:
-            predict(config, device)
+            classify(config, device)
         elif config.evaluate:
-            evaluate(config, device)
-        elif not export_finished_run(config):
+            test(config, device)
+        else:
             train(config, device)
 
 
 def train(config: Config, device: torch.device) -> None:
     """Train to the last epoch, from the start or from a checkpoint."""
-    check_network(config)
-    folder = run_folder(config)
-    for flag, path in (("--export", config.export), ("--json", config.json)):
-        if path is not None:
-            refuse_run_file(flag, path, folder, LOG)
-    with lock_run_folder(folder) if rank() == 0 else nullcontext():
-        barrier()  # the other processes continue once the folder is locked
-        loaded = load_run(config, folder)
-        config = options_to_resume(loaded, config) if loaded else config
-        data = load_dataset(config.dataset, config.dataroot, config.image_size, config.nthread)
-        num_classes, branches = len(data.info.classes), config.method != "baseline"
-        print_costs(config, num_classes, branches)
-        trainer = make_trainer(config, num_classes, device, branches)
-        finished = resume(loaded, trainer, data.info) if loaded else 0
-        if loaded:
-            print_once(f"resumed from {loaded.source}: {plural(finished, 'epoch')} done")
-        if finished < config.epochs:
-            if config.export and config.export.exists():
-                raise export_exists(config.export)
-            print_once(trainer.schedule.describe(config.epochs))
+    name = f"{config.arch}-{config.method}-seed{config.seed}"
+    with open_run(config, name, with_recipe) as run:
+        config = run.config
+        if run.is_finished:
+            print_once(f"the run of {plural(config.epochs, 'epoch')} is already finished")
         else:
-            print_once(f"the run of {plural(finished, 'epoch')} is already finished")
-        computation = f"{describe_devices(device)}, {describe_dtype(config.dtype, device)}"
-        print_once(f"{computation}, output folder {folder}")
-        warn_of_few_images(config.batch_size, 1, config.sync_bn)
-        test = train_epochs(config, trainer, data, folder, finished)
-        report(config, trainer, data.info, test, folder / CHECKPOINT)
+            data = load_dataset(config.dataset, config.dataroot, config.image_size, config.workers)
+            trainer, batches = make_trainer(config, data, device, initialize=not run.saved)
+            print_once(f"{trainer.schedule}\n{trainer.compute}, output folder {run.folder}")
+            warn_of_few_images(config)
+            tests = Batches(data.test, data, config.batch_size, device)
+            network = describe_network(config, data)
+            scores = fit(run, trainer, batches, tests, network, data.describe())
+            print_scores(scores)
+            if config.json and rank() == 0:
+                write_json(config.json, score_content(scores, options=config.to_dict()))
+        if config.export and rank() == 0:
+            export(config.export, load(run.folder / CHECKPOINT))
 
 
-def run_folder(config: Config) -> Path:
-    """Return --save, otherwise the folder of --resume FILE, otherwise a new folder in ./logs."""
-    if config.save is not None:
-        return config.save
-    if config.checkpoint is not None:
-        return config.checkpoint.parent
-    return new_run_folder(f"{config.network}-{config.method}-seed{config.seed}".lower())
-
-
-def train_epochs(
-    config: Config, trainer: Trainer, data: Dataset, folder: Path, first_epoch: int
-) -> EpochResult:
-    """Train and test from `first_epoch` (0-based) on; return the result of the last test.
-
-    Raises:
-        UserError: a loss or weight was not finite, or the run cannot be saved.
-        Interrupted: a signal arrived; the run is saved up to the last finished epoch.
-    """
-    finished, log = first_epoch, None
-    if rank() == 0 and finished < config.epochs:
-        log = EpochLog(folder, config, finished, len(data.info.classes))
-    with PreemptionGuard() as guard:
-        batches = make_batches(config, data, trainer.device, guard)
-        if finished >= config.epochs:
-            return trainer.evaluate(batches["test"])
-        save = partial(save_run, folder / CHECKPOINT, trainer, config, data.info)
-        try:
-            while finished < config.epochs:
-                results = run_epoch(config, trainer, batches, finished)
-                finished += 1
-                guard.on_main_process(partial(save_epoch, save, log, trainer, finished, results))
-                guard.check()
-        except Interrupted:  # by the guard alone, between two steps
-            print_once(how_to_continue(config, folder, finished))
-            raise
-    if log:
-        log.close()
-    return results["test"]
-
-
-def make_batches(
-    config: Config, data: Dataset, device: torch.device, guard: PreemptionGuard
-) -> dict[str, StoppableBatches]:
-    """Return the batches of training and test images."""
-    common = data.info, config.batch_size, device
-    mixing = make_mixing(config.mixup, config.cutmix, len(data.info.classes), config.seed)
-    train = AugmentedBatches(
-        data.train,
-        *common,
-        seed=config.seed,
-        flip=data.flip,
-        random_scheme=config.random_scheme,
-        mixing=mixing,
+def make_trainer(
+    config: Config, data: Dataset, device: torch.device, initialize: bool
+) -> tuple[Trainer, AugmentedBatches]:
+    """Build the network, the loss and the training batches; print what the network costs."""
+    num_classes, branches = len(data.classes), config.method != "baseline"
+    build = partial(build_network, config, num_classes)
+    print_costs(config.network_name, build, branches, config.image_size)
+    torch.manual_seed(config.seed)
+    network = build(branches)
+    if config.init and initialize:
+        initialize_backbone(network, Path(config.init), data.classes)
+    mixing = Mixing(config.mixup, config.cutmix, num_classes, config.seed)
+    batches = AugmentedBatches(data, config.batch_size, device, config.seed, mixing)
+    criterion = SynergyLoss(**config.loss_options())
+    schedule = make_schedule(
+        config,
+        batches.steps,
+        clears_momentum=config.arch == "wrn",
+        # He et al. (2016) train ResNet-110 with 0.01 at first.
+        first_epoch_factor=0.1 if config.arch == "resnet" and config.depth >= 110 else 1.0,
     )
-    test = Batches(data.test, *common)
-    return {"train": StoppableBatches(train, guard), "test": StoppableBatches(test, guard)}
+    compute = choose_compute(config, network, device)
+    return Trainer(network, criterion, schedule, config, compute), batches
 
 
-def run_epoch(
-    config: Config, trainer: Trainer, batches: dict[str, StoppableBatches], epoch: int
-) -> dict[str, EpochResult]:
-    """Train for `epoch` (0-based), and test if it is due."""
-    epochs_after = config.epochs - epoch - 1
-    steps, name = len(batches["train"]), f"epoch {epoch + 1}/{config.epochs}"
-    with Progress(name, steps, steps * epochs_after) as progress:
-        seed = derived_seed(config.seed, epoch, rank(), scheme=config.random_scheme)
-        results = {"train": trainer.train_epoch(batches["train"], epoch, progress, seed)}
-    if (epoch + 1) % config.test_every == 0 or not epochs_after:
-        results["test"] = trainer.evaluate(batches["test"])
-    return results
+def export(path: Path, weights: Weights) -> None:
+    """Write the backbone's weights and the metadata of the network to a new file."""
+    checkpoint.save_weights(path, weights.backbone, weights.metadata)
+    averaged = " (averaged weights)" if weights.averaged else ""
+    print(f"exported the backbone{averaged} to {path}")
 
 
-def save_epoch(
-    save: Callable[[int], None],
-    log: EpochLog,
-    trainer: Trainer,
-    finished: int,
-    results: dict[str, EpochResult],
-) -> None:
-    """Log and save an epoch."""
-    # Log first: resuming removes an extra record, but could not restore a missing one.
-    log.write(finished, trainer, results)
-    save(finished)
+def load_trained(config: Config) -> tuple[Config, Weights]:
+    """Load --resume; return the options with those of the network and its data filled in."""
+    weights = load(config.checkpoint)
+    other = ("dtype", "batch_size", "dataset")  # than in training
+    config = from_checkpoint(config, weights.options, weights.source, may_change=other)
+    trained = "" if weights.epoch is None else f", trained for {plural(weights.epoch, 'epoch')}"
+    config = with_recipe(config)
+    print_once(f"{weights.source}: {config.network_name}{trained}")
+    return config, weights
 
 
-def how_to_continue(config: Config, folder: Path, finished: int) -> str:
-    """Return what to do after an interruption, and what of the run is lost."""
-    is_saved = (folder / CHECKPOINT).exists()
-    advice = f"with --save {folder} --resume auto" if is_saved else "again"
-    lost = f" (epoch {finished + 1} starts again)" if finished < config.epochs else ""
-    return f"to continue, run the same command {advice}{lost}"
+def test(config: Config, device: torch.device) -> None:
+    """Print the error of every classifier in --resume, and of their ensemble."""
+    config, weights = load_trained(config)
+    trained = weights.metadata if "classes" in weights.metadata else None
+    data = load_dataset(config.dataset, config.dataroot, config.image_size, config.workers, trained)
+    build = partial(build_network, config, len(data.classes))
+    print_costs(config.network_name, build, weights.has_branches, config.image_size)
+    network = build(weights.has_branches)
+    checkpoint.load_weights(network, weights.state, weights.source)
+    compute = choose_compute(config, network, device)
+    print_once(str(compute))
+    batches = Batches(data.test, data, config.batch_size, device)
+    models = {"test": compute.place(network)}
+    scores = evaluate(models, batches, compute, confusion=True)["test"]
+    print_scores(scores, data.classes if config.per_class else None)
+    if config.json and rank() == 0:
+        about = {
+            "checkpoint": str(weights.source),
+            "options": config.to_dict(),
+            "class_errors": class_errors(scores, data.classes),
+            "confused": confused_pairs(scores, data.classes),
+        }
+        write_json(config.json, score_content(scores, **about))
+    if config.export and rank() == 0:
+        export(config.export, weights)
+
+
+def classify(config: Config, device: torch.device) -> None:
+    """Print the most likely classes of each image in --predict, by the backbone in --resume."""
+    if world_size() > 1:
+        raise UserError("--predict supports only one process; run it without torchrun")
+    config, weights = load_trained(config)
+    known = weights.metadata
+    if "classes" not in known:
+        if "dataset" not in config.given:
+            raise UserError(f"{weights.source}: has no class names; give --dataset and --dataroot")
+        known = load_dataset(config.dataset, config.dataroot, config.image_size, config.workers)
+        known = known._asdict()
+    network = build_network(config, len(known["classes"]), branches=False)
+    checkpoint.load_weights(network, weights.backbone, weights.source)
+    compute = choose_compute(config, network, device)
+    paths, errors = find_readable(config.predict)
+    images = read_squares(paths, config.image_size, config.workers)
+    split = Split(images, torch.zeros(len(images), dtype=torch.int64))  # unlabeled
+    data = Dataset(None, split, known["classes"], known["mean"], known["std"], False, "")
+    batches = Batches(split, data, config.batch_size, device)
+    probabilities = predict(compute.place(network), batches, compute)
+    print_predictions(paths, probabilities, known["classes"], config.json)
+    if errors:
+        raise Incomplete("; ".join(errors))
 
 
 if __name__ == "__main__":
-    run_script(main)
+    run_script(lambda: run(parse()))

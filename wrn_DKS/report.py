@@ -2,12 +2,11 @@
 
     python report.py logs/demo --figure logs/demo/error.png
 
-Runs of imagenet are read as well. Runs that differ only in the seed are averaged.
+Runs that differ only in the seed are averaged. Runs of both script folders can be compared.
 """
 
-import sys
-
-from common.run_report import main
+from common.command_line import run_script
+from common.report import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_script(main)

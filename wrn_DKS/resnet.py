@@ -35,7 +35,7 @@ class Block(nn.Module):
         residual = F.relu(self.bn0(self.conv0(x)), inplace=True)
         residual = self.bn1(self.conv1(residual))
         if self.stride > 1:
-            x = F.avg_pool2d(x, self.stride)
+            x = F.avg_pool2d(x, self.stride, ceil_mode=True)  # as the convolution rounds
         if self.new_channels:
             x = F.pad(x, (0, 0, 0, 0, 0, self.new_channels))
         return F.relu(residual + x, inplace=True)
@@ -151,6 +151,13 @@ class ResNet(nn.Module):
         """Return the state dict of the same network built without branches."""
         state = self.state_dict()
         return {name: state[name] for name in state if not name.startswith("branches.")}
+
+
+class PlainResNet(ResNet):
+    """A ResNet that returns the backbone's logits (B, K) alone, for inference elsewhere."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return super().forward(images)[0]
 
 
 def blocks_per_group(depth: int) -> int:

@@ -99,6 +99,15 @@ class SynergyLoss(nn.Module):
         self.synergy_weight = synergy_weight
         self.label_smoothing = label_smoothing
 
+    loss_names = Losses._fields
+    divergences = staticmethod(pairwise_divergences)
+
+    def extra_repr(self) -> str:
+        return (
+            f"method={self.method!r}, direction={self.direction!r}, aux_weight={self.aux_weight}, "
+            f"synergy_weight={self.synergy_weight}, label_smoothing={self.label_smoothing}"
+        )
+
     def forward(self, logits: Sequence[Tensor], labels: Tensor) -> Losses:
         """Compute the losses of one batch.
 
@@ -108,8 +117,8 @@ class SynergyLoss(nn.Module):
             labels: class indices (B,), int64, or probabilities of the classes (B, K).
 
         Raises:
-            TypeError: `logits` is the tensor (B, K) of one classifier.
-            ValueError: the classifiers' logits differ in shape.
+            TypeError: `logits` is no sequence of tensors, such as the tensor of one classifier.
+            ValueError: they are not all of one shape (B, K).
         """
         check_logits(logits)
         classifiers = 1 if self.method == "baseline" else len(logits)
@@ -127,14 +136,14 @@ class SynergyLoss(nn.Module):
 
 def check_logits(logits: Sequence[Tensor]) -> None:
     """Raise what `SynergyLoss.forward` promises if the logits are not N tensors (B, K)."""
-    if isinstance(logits, Tensor) and logits.dim() < 3:
-        raise TypeError(
-            "expected a sequence of logits (B, K), one for each classifier, the backbone's first; "
-            f"got one tensor of shape {tuple(logits.shape)}"
-        )
+    expected = "a sequence of logits (B, K), one for each classifier, the backbone's first"
+    if isinstance(logits, Tensor) and logits.dim() != 3:
+        raise TypeError(f"expected {expected}; got one tensor of shape {tuple(logits.shape)}")
+    if isinstance(logits, dict):
+        raise TypeError(f"expected {expected}; got a dict with the keys {list(logits)}")
     shapes = [tuple(each.shape) for each in logits]
-    if len(set(shapes)) != 1:
-        raise ValueError(f"expected logits of one shape (B, K) from all classifiers, got {shapes}")
+    if len(set(shapes)) != 1 or len(shapes[0]) != 2:
+        raise ValueError(f"expected {expected}; got the shapes {shapes}")
 
 
 def in_float32(logits: Tensor) -> Tensor:

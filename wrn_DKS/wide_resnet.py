@@ -4,8 +4,10 @@ WRN-d-k has a 3x3 stem, three groups of n = (d - 4) / 6 pre-activation blocks, a
 For training, two auxiliary branches are attached, one to each of the first two groups.
 """
 
+import re
 from typing import NamedTuple
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -171,6 +173,13 @@ class WideResNet(nn.Module):
         return {name: state[name] for name in state if not name.startswith("branches.")}
 
 
+class PlainWideResNet(WideResNet):
+    """A WideResNet that returns the backbone's logits (B, K) alone, for inference elsewhere."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return super().forward(images)[0]
+
+
 def blocks_per_group(depth: int) -> int:
     """Return n for depth = 6n + 4."""
     if depth < 10 or (depth - 4) % 6:
@@ -210,3 +219,37 @@ def initialize(module: nn.Module) -> None:
         nn.init.uniform_(module.weight)
     if isinstance(module, nn.Linear | nn.BatchNorm2d):
         nn.init.zeros_(module.bias)
+
+
+def released_state_dict(params: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the state dict of `WideResNet` for the parameters in a `model.pt7` of the release.
+
+    The released code has no `num_batches_tracked`; it is set to 0 and never used.
+
+    Raises:
+        KeyError: a name is not one of the released code.
+    """
+    state = {}
+    for name, tensor in params.items():
+        new_name = released_name(name)
+        state[new_name] = tensor
+        if new_name.endswith("running_var"):
+            state[new_name.replace("running_var", "num_batches_tracked")] = torch.tensor(0)
+    return state
+
+
+def released_name(name: str) -> str:
+    """Convert a name of the released code: group0.block1.conv0 to groups.0.1.conv0.weight, etc."""
+    if name == "conv0":
+        return "stem.weight"
+    classifiers = {"": "", "ep1_": "branches.0.", "ep2_": "branches.1."}
+    stages = {"ep1_group1": "0.stages.0", "ep1_group2": "0.stages.1", "ep2_group2": "1.stages.0"}
+    if match := re.fullmatch(r"(ep\d_)?(bn|fc)\.(\w+)", name):
+        branch, layer, kind = match.groups(default="")
+        return f"{classifiers[branch]}classifier.{layer}.{kind}"
+    if match := re.fullmatch(r"(ep\d_)?group(\d)\.block(\d+)\.(.+)", name):
+        branch, group, block, layer = match.groups(default="")
+        stage = f"branches.{stages[f'{branch}group{group}']}" if branch else f"groups.{group}"
+        layer = layer.replace("convdim", "shortcut")
+        return f"{stage}.{block}.{layer}" + ("" if "." in layer else ".weight")
+    raise KeyError(name)

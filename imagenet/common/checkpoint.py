@@ -1,30 +1,70 @@
-"""Checkpoints: written atomically, loaded safely and strictly.
+"""Files of weights: written atomically, loaded without running code from them, and strictly.
 
-A checkpoint is a dict of tensors and plain Python values, saved with `torch.save`.
+The checkpoint of a run is a dict of `torch.save`. An export is the state dict of a backbone, as
+`torch.save` or safetensors writes it, with the network's metadata, which other readers ignore.
 """
 
+import argparse
+import contextlib
+import json
+import os
+import re
 import warnings
-import zipfile
+from collections import OrderedDict
+from collections.abc import Callable
 from pathlib import Path
+from typing import BinaryIO
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from .command_line import UserError, one_line
 from .distributed import print_once
-from .files import write_atomically
+
+METADATA_KEY = "dks"  # of the metadata in an export
+
+
+def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """Write a file so that `path` always holds either the old or the new version.
+
+    Raises:
+        UserError: the file can't be written, for example because the disk is full. An existing
+            file is left untouched.
+    """
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        with open(temporary, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except (OSError, RuntimeError) as error:
+        # torch's zip writer raises a RuntimeError of its own after an OSError.
+        cause = error.__context__ if isinstance(error.__context__, OSError) else error
+        kept = "the previous version is intact; " if path.exists() else ""
+        raise UserError(
+            f"{path} can't be saved: {one_line(cause, 150)}; {kept}"
+            "free some space or choose another folder"
+        ) from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # not every file system can flush a folder
+        descriptor = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def save(path: Path, content: dict) -> None:
-    """Save a checkpoint atomically; see `write_atomically`."""
+    """Save a checkpoint atomically."""
     write_atomically(path, lambda file: torch.save(content, file))
 
 
 def load(path: Path) -> dict:
-    """Load a dict saved by `torch.save` to the CPU, without running code from the file.
-
-    The CRCs of the zip archive are verified first, because `torch.load` ignores them and would
-    load corrupted weights. Files from before PyTorch 1.6 are not zip archives and have no CRCs.
+    """Load a dict of `torch.save` or safetensors to the CPU, without running code from the file.
 
     Raises:
         UserError: the file is missing, damaged or not a checkpoint, or it contains objects other
@@ -33,52 +73,87 @@ def load(path: Path) -> dict:
     if not path.is_file():
         raise UserError(f"{path}: no such file; give the path of a checkpoint")
     try:
-        check_zip_archive(path)
-        with warnings.catch_warnings():
+        if path.suffix == ".safetensors":
+            return load_safetensors(path)
+        harmless = [argparse.Namespace, np.dtype, np.float64, np._core.multiarray.scalar]
+        harmless += [np.dtypes.Float64DType]
+        with warnings.catch_warnings(), torch.serialization.safe_globals(harmless):
             warnings.simplefilter("ignore")  # print nothing besides the one-line error
             content = torch.load(path, map_location="cpu", weights_only=True)
     except UserError:
         raise
-    except Exception as error:  # a damaged pickle can raise almost any exception
-        # A text that is unpickled raises KeyError or struct.error, whose messages say nothing.
-        known = isinstance(error, (OSError, RuntimeError, MemoryError))
-        reason = one_line(error, 150) if known else "it contains code or is not a checkpoint"
+    except Exception as error:  # a damaged file can raise almost any exception
+        reason = one_line(error, 2000)
+        if found := re.search(r"GLOBAL (\S+)", reason):
+            reason = f"it contains {found[1]}, which loading could run"
+        # Between these two, torch says what is wrong; before, how to run the code all the same.
+        reason = reason.rpartition("WeightsUnpickler error: ")[2].partition(" Check the doc")[0]
         raise UserError(
-            f"{path} can't be loaded as a checkpoint: {reason}; use an undamaged file that "
+            f"{path} can't be loaded as a checkpoint ({reason[:150]}); use an undamaged file that "
             "contains only tensors and plain values"
         ) from error
     if not isinstance(content, dict):
-        raise UserError(
-            f"{path}: expected a dict in the checkpoint, found {type(content).__name__}"
-        )
+        raise UserError(f"{path}: expected a dict, found {type(content).__name__}")
     return content
 
 
-def check_zip_archive(path: Path) -> None:
-    """Raise `UserError` if a zip archive is truncated or fails its CRCs; ignore other files."""
-    with open(path, "rb") as file:
-        starts_as_zip = file.read(4) == b"PK\x03\x04"
-    if not zipfile.is_zipfile(path):
-        if starts_as_zip:
-            raise UserError(f"{path} is damaged: the file is truncated; use another copy of it")
+def load_safetensors(path: Path) -> OrderedDict[str, Tensor]:
+    """Load a safetensors file as a state dict, with its metadata like one of `save_weights`."""
+    try:
+        from safetensors import safe_open
+    except ImportError as error:
+        raise UserError(f"{path}: reading it requires: pip install safetensors") from error
+    with safe_open(path, "pt") as file:
+        state = OrderedDict((name, file.get_tensor(name)) for name in file.keys())  # noqa: SIM118
+        text = (file.metadata() or {}).get(METADATA_KEY, "{}")
+    state._metadata = {METADATA_KEY: json.loads(text)}
+    return state
+
+
+def save_weights(path: Path, state: dict[str, Tensor], metadata: dict) -> None:
+    """Write a state dict atomically, from the CPU: a plain one to other readers.
+
+    Args:
+        path: the format is safetensors if it ends in `.safetensors`, otherwise `torch.save`'s.
+        state: the parameters and buffers.
+        metadata: plain values about the network.
+
+    Raises:
+        UserError: the file exists or can't be written, or the safetensors package is missing.
+    """
+    if path.exists():
+        raise UserError(f"--export {path}: exists already; choose another name")
+    state = OrderedDict((name, each.detach().cpu().contiguous()) for name, each in state.items())
+    if path.suffix != ".safetensors":
+        # The attribute in which state dicts carry the versions of modules; the safe loader keeps
+        # it.
+        state._metadata = {METADATA_KEY: metadata}
+        save(path, state)
         return
-    with zipfile.ZipFile(path) as archive:
-        # torch.save does not compress. A compressed file could expand without limit.
-        if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
-            raise UserError(f"{path} is a compressed zip file, which torch.save never writes")
-        damaged = archive.testzip()
-    if damaged:
-        raise UserError(f"{path} is damaged: {damaged} fails its CRC; use another copy of it")
+    try:
+        from safetensors.torch import save as to_bytes
+    except ImportError as error:
+        raise UserError(f"{path}: writing it requires: pip install safetensors") from error
+    content = to_bytes(state, {"format": "pt", METADATA_KEY: json.dumps(metadata)})
+    write_atomically(path, lambda file: file.write(content))
+
+
+def metadata_of(content: dict) -> dict:
+    """Return the metadata of a loaded checkpoint or export; empty if it has none."""
+    exported = getattr(content, "_metadata", None)
+    exported = exported.get(METADATA_KEY) if isinstance(exported, dict) else None
+    found = exported or content.get("metadata")
+    return found if isinstance(found, dict) else {}
 
 
 def require_keys(content: dict, types: dict[str, type], source: Path) -> None:
     """Raise `UserError` if a checkpoint lacks one of the keys or its value has another type."""
     for key, expected in types.items():
         if not isinstance(content.get(key), expected):
-            found = type(content[key]).__name__ if key in content else "nothing"
+            keys = abbreviate([str(each) for each in content], 5)
             raise UserError(
-                f"{source}: expected {expected.__name__} under the key {key!r}, found {found}; "
-                "is it a checkpoint of this program?"
+                f"{source}: not the checkpoint of a run: expected {expected.__name__} under the "
+                f"key {key!r}; it has {keys}"
             )
 
 
@@ -86,7 +161,6 @@ def load_weights(model: nn.Module, weights: dict[str, Tensor], source: Path) -> 
     """Load a state dict strictly: the same keys and shapes, and finite values only.
 
     Floating-point tensors of another precision are cast, and a line about it is printed.
-    `source` is the file that the weights come from, for messages.
 
     Raises:
         UserError: the state dict does not fit; the message names the first such keys.
@@ -97,14 +171,14 @@ def load_weights(model: nn.Module, weights: dict[str, Tensor], source: Path) -> 
         ("unexpected", [name for name in weights if name not in expected]),
     ):
         if names:
-            raise UserError(
-                f"{source} does not fit the network: {problem} keys {abbreviate(names)}"
-            )
+            names = abbreviate([str(name) for name in names])
+            raise UserError(f"{source} does not fit the network: {problem} keys {names}")
     for name, tensor in expected.items():
-        problem = mismatch(weights[name], tensor)
-        if problem:
+        if problem := mismatch(weights[name], tensor):
             raise UserError(f"{source} can't be used: {name} {problem}")
-    report_cast([n for n, tensor in expected.items() if weights[n].dtype != tensor.dtype], source)
+    cast = [name for name, tensor in expected.items() if weights[name].dtype != tensor.dtype]
+    if cast:
+        print_once(f"{source}: cast to the dtype of the network: {abbreviate(cast)}")
     model.load_state_dict(weights)
 
 
@@ -116,10 +190,7 @@ def mismatch(value: object, expected: Tensor) -> str:
         return f"has shape {tuple(value.shape)}, expected {tuple(expected.shape)}"
     if value.is_floating_point() != expected.is_floating_point() or value.is_complex():
         return f"has dtype {value.dtype}, expected {expected.dtype}"
-    # In chunks, because isfinite allocates more memory than its input.
-    if not all(chunk.isfinite().all() for chunk in torch.atleast_1d(value).chunk(16)):
-        return "contains values that are not finite"
-    return ""
+    return "" if value.isfinite().all() else "contains values that are not finite"
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, state: dict, source: Path) -> None:
@@ -130,40 +201,20 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: dict, source: Path) 
     Raises:
         UserError: the state belongs to another optimizer or to other parameters.
     """
-    expected = optimizer.state_dict()  # holds the optimizer's own tensors, not copies
-    cast, pairs = [], []
+    expected = optimizer.state_dict()["state"]  # the optimizer's own tensors, not copies
     try:
-        check_optimizer_keys(state, expected)
-        for index, buffers in expected["state"].items():
+        found = state["state"]
+        if found.keys() != expected.keys():
+            raise ValueError("it has other parameters")
+        for index, buffers in expected.items():
             for name, buffer in buffers.items():
-                value = state["state"][index][name]
-                if problem := mismatch(value, buffer):
+                if problem := mismatch(found[index][name], buffer):
                     raise ValueError(f"{name} of parameter {index} {problem}")
-                if value.dtype != buffer.dtype:
-                    cast.append(f"{name} of parameter {index}")
-                pairs.append((buffer, value))
-    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+                buffer.copy_(found[index][name])  # keeps the memory format that kernels rely on
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise UserError(
             f"{source} can't be resumed: its optimizer state does not fit ({one_line(error, 150)})"
         ) from error
-    report_cast(cast, source)
-    for buffer, value in pairs:
-        buffer.copy_(value)  # keeps the buffer's memory format, which fused kernels rely on
-
-
-def check_optimizer_keys(state: dict, expected: dict) -> None:
-    """Raise `ValueError` if two optimizer state dicts differ in parameters or buffer names."""
-    groups = [[group["params"] for group in each["param_groups"]] for each in (state, expected)]
-    if state.keys() != expected.keys() or groups[0] != groups[1]:
-        raise ValueError("it has other parameters")
-    names = [{i: set(buffers) for i, buffers in s["state"].items()} for s in (state, expected)]
-    if names[0] != names[1]:
-        raise ValueError("buffers are missing or unexpected")
-
-
-def report_cast(names: list[str], source: Path) -> None:
-    if names:
-        print_once(f"{source}: cast to the dtype of the network: {abbreviate(names)}")
 
 
 def abbreviate(names: list[str], limit: int = 3) -> str:

@@ -1,143 +1,249 @@
-"""The command line of every script: flags, one-line errors, and the exit status.
+"""The command line: options that are declared once, one-line errors, and the exit status.
 
-This module does not import torch, so that `--help` does not wait for it.
+An option is a field of a frozen dataclass, made by `option`; `build_parser` turns it into a flag.
 """
 
 import argparse
+import contextlib
+import difflib
+import multiprocessing
+import os
+import signal
 import sys
+import traceback
 import warnings
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import field, fields
+from typing import Any, NoReturn
 
-from .signals import Interrupted, raise_signals
+import torch
+import torch.distributed as dist
 
-DTYPES = {  # torch's name of each spelling
-    "float32": "float32",
-    "float": "float32",
-    "bfloat16": "bfloat16",
-    "float16": "float16",
-    "half": "float16",
-}
+# What a resumed run does with an option. FIXED: it decides the result, so it is that of the
+# checkpoint. FREE: that of the checkpoint unless it is given. LOCAL: never that of the checkpoint.
+FIXED, FREE, LOCAL = "fixed", "free", "local"
 
 
 class UserError(Exception):
-    """An error that the user can fix.
+    """An error that the user can fix, in one line: what was given and expected, and what to do."""
 
-    The message is one line: what was given, what was expected, and what to do.
+    status = 2  # of the process
+
+
+class Incomplete(UserError):
+    """A part of the work could not be done; the rest is."""
+
+    status = 1
+
+
+class Interrupted(BaseException):
+    """A termination signal arrived between two steps, and the run is saved."""
+
+    def __init__(self, signum: int):
+        super().__init__(signal.Signals(signum).name)
+        self.status = 128 + signum
+
+
+def option(
+    group: str,
+    default: Any,
+    kind: Callable,
+    help: str,
+    *aliases: str,
+    role: str = FIXED,
+    **argument,
+) -> Any:
+    """Declare an option, as a field of a dataclass.
+
+    Args:
+        group: in which --help shows it.
+        default: None if other options decide.
+        kind: argparse's type, or bool for a flag without a value.
+        help: for --help, which adds the default unless the text has it.
+        aliases: other spellings of the flag.
+        role: what a resumed run does with it.
+        argument: further arguments of argparse's `add_argument`.
     """
-
-
-class DefaultsHelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
-    """Show the defaults of options, except those that are None, False or empty."""
-
-    def _get_help_string(self, action: argparse.Action) -> str:
-        has_default = action.default not in (None, "", False)
-        return super()._get_help_string(action) if has_default else action.help
+    if kind is not bool:
+        argument = {"type": kind, "metavar": getattr(kind, "metavar", "PATH")} | argument
+    metadata = {"group": group, "help": help, "aliases": aliases, "role": role}
+    return field(default=default, metadata=metadata | {"argument": argument})
 
 
 class ArgumentParser(argparse.ArgumentParser):
     """A parser that treats `-` and `_` in flags alike and raises `UserError` on errors."""
 
     def __init__(self, **options):
-        super().__init__(allow_abbrev=False, formatter_class=DefaultsHelpFormatter, **options)
+        super().__init__(allow_abbrev=False, argument_default=argparse.SUPPRESS, **options)
 
-    def parse_args(self, args: Sequence[str] | None = None, namespace=None):
+    def parse_given(self, argv: Sequence[str] | None = None) -> dict:
+        """Return the options that are on the command line, by name."""
         flags = {flag.replace("_", "-"): flag for flag in self._option_string_actions}
         words = []
-        for word in sys.argv[1:] if args is None else args:
+        for word in sys.argv[1:] if argv is None else argv:
             flag, equals, value = word.partition("=")
-            if flag.startswith("-") and value == "--":  # argparse would parse an empty list
-                self.error(f"argument {flag}: expected a value, got '--'")
+            if flag.startswith("--") and flag.replace("_", "-") not in flags:
+                self.error(f"unknown option {flag}{hint(flag.replace('_', '-'), flags)}")
             words.append(flags.get(flag.replace("_", "-"), flag) + equals + value)
-        return super().parse_args(words, namespace)
+        return vars(self.parse_args(words))
 
-    def parse_given(self, args: Sequence[str] | None = None) -> dict:
-        """Return only the options that are on the command line, by name."""
-        absent = object()
-        names = [action.dest for action in self._actions]
-        options = vars(self.parse_args(args, argparse.Namespace(**dict.fromkeys(names, absent))))
-        return {name: value for name, value in options.items() if value is not absent}
-
-    def error(self, message: str):
+    def error(self, message: str) -> NoReturn:
         raise UserError(f"{message} (--help lists all options)")
 
 
-def bounded_number(
-    kind: type, minimum: float, maximum: float = float("inf")
-) -> Callable[[str], float]:
-    """Return an argparse type for an int or float in [minimum, maximum]."""
-    name = "a whole number" if kind is int else "a number"
-    limits = f"of at least {minimum}"
-    if maximum != float("inf"):
-        limits = f"from {minimum} to {maximum}"
+def build_parser(config_class: type, prog: str, description: str) -> ArgumentParser:
+    """Return a parser with a flag for each option of a dataclass, in its groups."""
+    parser = ArgumentParser(
+        prog=prog,
+        description=f"{description} Hyphens and underscores in options are interchangeable.",
+    )
+    groups: dict[str, Any] = {}
+    for each in fields(config_class):
+        if not (about := each.metadata):
+            continue
+        argument, text = dict(about["argument"]), about["help"]
+        if "type" not in argument:
+            argument["action"] = "store_true"
+        elif each.default not in (None, "", ()) and "default" not in text:
+            text += f" (default: {each.default})"
+        if about["group"] not in groups:
+            groups[about["group"]] = parser.add_argument_group(about["group"])
+        flags = ["--" + each.name.replace("_", "-"), *about["aliases"]]
+        flags.sort(key=lambda flag: flag.startswith("--"))  # short ones first, as in --help
+        groups[about["group"]].add_argument(*flags, dest=each.name, help=text, **argument)
+    return parser
+
+
+def hint(word: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(word, known, 1)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+def number(kind: type, minimum: float, maximum: float = float("inf")) -> Callable[[str], float]:
+    """Accept an int or float in [minimum, maximum]."""
+    noun = "a whole number" if kind is int else "a number"
+    limits = f"of at least {minimum}" if maximum == float("inf") else f"from {minimum} to {maximum}"
 
     def convert(text: str) -> float:
         try:
             value = kind(text)
+            if not minimum <= value <= maximum or value >= 2**62:  # NaN and infinity fail too
+                raise ValueError
         except ValueError:
-            value = None
-        if kind is int and value and value > 2**62:  # larger values overflow int64 in torch
-            raise argparse.ArgumentTypeError(f"expected {name} below 2^62, got {text!r}")
-        # Written so that NaN and infinity fail.
-        if value is None or not (minimum <= value <= maximum and value < float("inf")):
-            raise argparse.ArgumentTypeError(f"expected {name} {limits}, got {text!r}")
+            raise argparse.ArgumentTypeError(f"expected {noun} {limits}, got {text!r}") from None
         return value
 
+    convert.metavar = "N" if kind is int else "X"
     return convert
 
 
-def require_file(flag: str, path: Path, what: str) -> None:
-    """Raise `UserError` if there is no file at `path`; `what` describes the expected file."""
-    if not path.is_file():
-        problem = "a folder" if path.is_dir() else "no such file"
-        raise UserError(f"{flag} {path}: {problem}; give the path of {what}")
+def choice(*names: str) -> Callable[[str], str]:
+    """Accept one of the names, in any case."""
+    known = {name.lower(): name for name in names}
+
+    def convert(text: str) -> str:
+        if text.lower() in known:
+            return known[text.lower()]
+        expected = f"expected {', '.join(names)}, got {text!r}"
+        raise argparse.ArgumentTypeError(expected + hint(text.lower(), known))
+
+    convert.metavar = "NAME"
+    return convert
 
 
-def require_writable_file(flag: str, path: Path) -> None:
-    """Raise `UserError` if `path` is not a regular file or its folder does not exist."""
-    if path.exists() and not path.is_file():
-        raise UserError(f"{flag} {path}: exists but is not a regular file; choose another name")
-    if not path.parent.is_dir():
-        raise UserError(f"{flag} {path}: no such folder: {path.parent}; create it first")
+def finished_epochs(text: str) -> tuple[int, ...]:
+    """Accept `30,60,90` or `[30,60,90]`. An epoch that is given twice counts once."""
+    words = [word.strip() for word in text.strip("[] ").split(",") if word.strip()]
+    if not all(word.isascii() and word.isdecimal() for word in words):
+        raise argparse.ArgumentTypeError(f"expected epochs such as 30,60,90, got {text!r}")
+    return tuple(dict.fromkeys(map(int, words)))
+
+
+def start_epochs(text: str) -> tuple[int, ...]:
+    """Accept epochs counted from 1, as in the released code; return the finished ones before."""
+    starts = finished_epochs(text)
+    if 0 in starts:
+        raise argparse.ArgumentTypeError(f"expected epochs counted from 1, got {text!r}")
+    return tuple(epoch - 1 for epoch in starts)
+
+
+def run_script(run: Callable[[], None]) -> NoReturn:
+    """Call `run` and end the process with its exit status.
+
+    Data-loading workers, which ignore SIGTERM, are killed. In a process group the process ends at
+    once: Python's own exit would wait for the other processes.
+    """
+    for name in ("stdout", "stderr"):  # output never ends a computation
+        if getattr(sys, name) is None:  # closed
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
+        getattr(sys, name).reconfigure(errors="backslashreplace")
+    status = exit_status(run)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # DataLoader's handler would raise an error
+    for worker in multiprocessing.active_children():
+        worker.kill()
+    if dist.is_initialized():
+        with contextlib.suppress(OSError):
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(status)
+    sys.exit(status)
 
 
 def exit_status(run: Callable[[], None]) -> int:
-    """Call `run` and return the exit status of the process.
+    """Call `run` and return the exit status.
 
-    0: success. 2: a `UserError` or a system error, such as a full disk or too little memory;
-    the reason is printed to standard error as one line. 130, 143 or 129: stopped by SIGINT,
-    SIGTERM or SIGHUP.
+    0: success. 2: an error that the user can fix, printed to standard error as one line. 1: any
+    other error, or a part of the work was not done. 128 + N: stopped by signal N.
     """
     try:
-        with raise_signals(), warnings.catch_warnings():
-            # PIL warns about odd images that it decodes correctly. Set the filter only once:
-            # filters are global to the process, and images are read in threads.
-            warnings.filterwarnings("ignore", module=r"PIL\.")
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module=r"PIL\.")  # odd images, decoded correctly
             run()
+        return 0
     except (UserError, OSError) as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
-        return 2
-    except (MemoryError, RuntimeError) as error:
-        if not is_out_of_memory(error):
-            raise
-        print(
-            f"error: not enough memory ({one_line(error, 150)}); use smaller batches, images or "
-            "networks",
-            file=sys.stderr,
-        )
-        return 2
+        print_error(one_line(error))
+        return error.status if isinstance(error, UserError) else 2
+    except KeyboardInterrupt:
+        print_error("stopped by SIGINT")
+        return 130
     except Interrupted as stop:
-        print(f"stopped by {stop}", file=sys.stderr)
+        print_error(f"stopped by {stop}")
         return stop.status
-    return 0
+    except Exception as error:
+        if is_out_of_memory(error):
+            print_error(f"not enough memory ({one_line(error, 150)}); use a smaller -b")
+            return 2
+        if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+            print_error(f"--compile: {one_line(error, 200)}; is there a C++ compiler?")
+            return 2
+        if isinstance(error, dist.DistError) or "gloo" in str(error):
+            print_error(
+                f"{one_line(error, 300)}; look for the error of another process above, or set "
+                "NCCL_DEBUG=INFO; in Docker, increase --shm-size"
+            )
+            return 2
+        traceback.print_exc()
+        return 1
+
+
+def print_error(message: str) -> None:
+    with contextlib.suppress(OSError):
+        print(f"error: {message}", file=sys.stderr, flush=True)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Return whether the device or the host ran out of memory."""
-    # torch.OutOfMemoryError is a RuntimeError. cuDNN, cuBLAS and the CPU allocator raise plain
-    # RuntimeErrors.
-    names = {cls.__name__ for cls in type(error).__mro__}
-    return bool(names & {"MemoryError", "OutOfMemoryError"}) or "alloc" in str(error).lower()
+    text = str(error).lower()
+    found = "out of memory" in text or "can't allocate memory" in text
+    found = found or isinstance(error, MemoryError | torch.OutOfMemoryError)
+    return found and not isinstance(error, dist.DistError)  # such as NCCL's "socket, malloc"
+
+
+def one_line(error: BaseException, limit: int = 500) -> str:
+    """Return the error's message on one line, truncated to `limit` characters."""
+    text = str(error).rpartition("Last error:")[2]  # the cause, at the end of a message of NCCL
+    text = " ".join(text.split()) or type(error).__name__
+    return text if len(text) <= limit else text[:limit] + " …"
 
 
 def plural(count: int, noun: str) -> str:
@@ -147,16 +253,8 @@ def plural(count: int, noun: str) -> str:
 
 
 def root_cause(error: BaseException) -> str:
-    """Return why a download failed: the system error behind it, or else the error's message."""
+    """Return why a download failed: the system error behind it, or its own message."""
     root = error
     while cause := root.__cause__ or (not root.__suppress_context__ and root.__context__):
         root = cause
-    if isinstance(root, OSError):
-        return root.strerror or one_line(root, 150)
-    return one_line(error, 150)
-
-
-def one_line(error: BaseException, limit: int = 500) -> str:
-    """Return the error's message on one line, truncated to `limit` characters."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= limit else text[:limit] + " …"
+    return one_line(root if isinstance(root, OSError) else error, 150)

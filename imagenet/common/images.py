@@ -1,97 +1,135 @@
-"""Image files: which ones a folder contains, and how they are decoded."""
+"""Image files: found in folders and decoded."""
 
-import contextlib
-import errno
-import io
+import hashlib
 import os
-import sys
-import time
-from collections.abc import Iterator, Sequence
+import unicodedata
+import warnings
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from io import BytesIO
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 from torchvision.datasets.folder import IMG_EXTENSIONS
 from tqdm import tqdm
 
-from .command_line import UserError, one_line
-from .distributed import rank
-from .signals import check_signals
+from .command_line import UserError, one_line, plural
+from .distributed import print_once, rank
 
-RETRY_PAUSES_S = (0.25, 1.0, 4.0)  # before each further attempt to read a file
+EXTENSIONS = (*IMG_EXTENSIONS, ".jfif")
+DEBRIS = ("__MACOSX", "Thumbs.db", "desktop.ini")  # beside hidden files, of file managers
+TEST_FOLDERS = ("val", "valid", "test")  # in this order: ImageNet has a `test` without labels
 
 
-class ImageListing(NamedTuple):
+class Paths(Sequence):
+    """File names in one block of memory.
+
+    A list of a million Python objects would be copied page by page into each worker, because
+    reading them changes their reference counts.
+    """
+
+    def __init__(self, names: Sequence[str]):
+        self._names = np.array([os.fsencode(name) for name in names])
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def __getitem__(self, index: int) -> Path:
+        return Path(os.fsdecode(self._names[index]))
+
+
+class Listing(NamedTuple):
     """The images of a folder with one subfolder per class."""
 
     classes: list[str]  # names of the subfolders, sorted
-    paths: list[Path]  # in the order of torchvision's ImageFolder
-    labels: list[int]  # index into `classes` for each path
-    num_skipped: int  # files without an image extension
+    paths: Paths  # in the order of torchvision's ImageFolder
+    labels: np.ndarray  # (N,) int64: index into `classes`
+    identity: str  # a hash of the names of classes and images
 
 
-def list_images(folder: Path) -> ImageListing:
+def list_images(folder: Path) -> Listing:
     """List `folder/<class>/**/<image>`: the files of torchvision's ImageFolder, in its order.
 
+    Hidden files, and known ones of file managers, are left out.
+
     Raises:
-        UserError: the folder is missing or has no subfolders, or a class has no images.
+        UserError: a folder is missing or can't be read, it has no classes, or a class no images.
     """
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; expected one with a subfolder per class")
-    classes = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir())
+    entries = [entry for entry in os.scandir(folder) if not is_debris(entry.name)]
+    classes = sorted(entry.name for entry in entries if not entry.is_file())  # or broken links
+    loose = sorted(entry.name for entry in entries if entry.is_file() and is_image(entry.name))
+    if loose:
+        raise UserError(f"{folder}: has images beside its classes, such as {loose[0]}; move them")
     if not classes:
         raise UserError(f"{folder}: no subfolders; expected one per class, with its images")
-    paths, labels, num_skipped = [], [], 0
-    for label, name in enumerate(classes):
-        files = [Path(path) for path in list_files(folder / name)]
-        images = [path for path in files if path.suffix.lower() in IMG_EXTENSIONS]
+    names: list[str] = []
+    counts, skipped = [], 0
+    for name in classes:
+        images, others = list_class(folder / name)
         if not images:
-            raise UserError(
-                f"{folder / name}: no image in this class; add some or remove the folder"
-            )
-        paths += images
-        labels += [label] * len(images)
-        num_skipped += len(files) - len(images)
-    return ImageListing(classes, paths, labels, num_skipped)
+            raise UserError(f"{folder / name}: no image in this class; add some or remove it")
+        names += images
+        counts.append(len(images))
+        skipped += others
+    note = f", skipped {plural(skipped, 'other file')}" if skipped else ""
+    images, found = plural(len(names), "image"), plural(len(classes), "class")
+    print_once(f"{folder}: {images} of {found}{note}")
+    labels = np.repeat(np.arange(len(classes)), counts)
+    start = len(os.fspath(folder))
+    identity = hash_lines(name[start:] for name in names)
+    return Listing(classes, Paths(names), labels, identity)
 
 
-def list_files(folder: Path) -> Iterator[str]:
-    """Yield the paths of all files below `folder`. Follow links, but visit each folder once."""
-    visited = set()
-    contents = []
-    for root, folders, files in os.walk(folder, followlinks=True):
-        real_path = os.path.realpath(root)
-        if real_path in visited:
+def hash_lines(lines: Iterable[str]) -> str:
+    """Return a hash that tells lists of names apart."""
+    text = "\n".join(lines)
+    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:12]
+
+
+def list_class(folder: Path) -> tuple[list[str], int]:
+    """Return the paths of a class's images at any depth, and the number of other files."""
+
+    def fail(error: OSError) -> None:
+        raise UserError(
+            f"{error.filename}: can't be read ({error.strerror}); is its disk mounted?"
+        ) from error
+
+    found, visited = [], set()
+    for root, folders, files in os.walk(folder, onerror=fail, followlinks=True):
+        folders[:] = sorted(name for name in folders if not is_debris(name))
+        if (real := os.path.realpath(root)) in visited:  # a loop of links
             folders.clear()
             continue
-        visited.add(real_path)
-        contents.append((root, sorted(files)))
-    for root, files in sorted(contents):
-        yield from (os.path.join(root, file) for file in files)
+        visited.add(real)
+        found.append((root, sorted(files)))
+    paths = [(root, name) for root, files in sorted(found) for name in files]
+    images = [os.path.join(*each) for each in paths if is_image(each[1])]
+    return images, len(paths) - len(images)
 
 
-def read_file(path: Path) -> bytes:
-    """Read a file. Try again after errors that can pass, as those of network file systems do.
+def is_debris(name: str) -> bool:
+    return name.startswith(".") or name in DEBRIS
 
-    Raises:
-        OSError: the file can't be read, after the last attempt or for a lasting reason.
-    """
-    for pause_s in RETRY_PAUSES_S:
-        try:
-            return path.read_bytes()
-        except (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError):
-            raise
-        except OSError as error:
-            if error.errno == errno.ELOOP:  # a loop of links
-                raise
-            reason = error.strerror or one_line(error, 150)
-            print(f"{path}: {reason}; trying again in {pause_s:g} s", file=sys.stderr)
-            time.sleep(pause_s)
-    return path.read_bytes()
+
+def is_image(name: str) -> bool:
+    return name.lower().endswith(EXTENSIONS) and not is_debris(name)
+
+
+def find_test_folder(root: Path) -> Path:
+    """Return the first of `root/val`, `root/valid` and `root/test` that exists."""
+    for name in TEST_FOLDERS:
+        if (root / name).is_dir():
+            return root / name
+    problem = f"none of {', '.join(TEST_FOLDERS)} in it" if root.is_dir() else "no such folder"
+    if root.name in ("train", *TEST_FOLDERS):
+        problem += f"; give its parent, {root.parent}"
+    raise UserError(f"{root}: {problem}; expected a folder with train/ and val/")
 
 
 def read_rgb(path: Path) -> Image.Image:
@@ -100,78 +138,86 @@ def read_rgb(path: Path) -> Image.Image:
     16-bit grayscale, which PIL would clip to white, is scaled to 8 bits instead.
 
     Raises:
-        UserError: the file can't be read (see `read_file`) or decoded; the message begins with
-            its path.
+        UserError: the file can't be read or decoded; the message begins with its path.
     """
-    with image_errors(path):
-        return decode_rgb(read_file(path))
-
-
-@contextlib.contextmanager
-def image_errors(path: Path) -> Iterator[None]:
-    """Turn whatever the block raises while it reads an image into a `UserError`."""
     try:
-        yield
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: no such file; give the path of an image") from error
-    except UnidentifiedImageError as error:  # whose message names the buffer
-        raise UserError(
-            f"{path}: not an image that can be read (unknown format); repair or remove it"
-        ) from error
+        return decode_rgb(path.read_bytes())
     except Exception as error:  # a decoder can raise almost any exception on a damaged file
         if isinstance(error, OSError) and error.strerror:  # the file may be undamaged
-            raise UserError(
-                f"{path}: can't be read ({error.strerror}); check its disk and its permissions"
-            ) from error
-        raise UserError(
-            f"{path}: not an image that can be read ({one_line(error, 150)}); repair or remove it"
-        ) from error
+            raise UserError(f"{path}: can't be read ({error.strerror})") from error
+        reason = one_line(error, 150).partition(" <_io")[0]
+        raise UserError(f"{path}: not an image ({reason}); repair or remove it") from error
 
 
-def open_image(data: bytes) -> Image.Image:
-    """Read the header of an image. Raise `ValueError` for a decompression bomb."""
-    image = Image.open(io.BytesIO(data))
-    # PIL itself only warns about decompression bombs.
-    if image.width * image.height > Image.MAX_IMAGE_PIXELS:
-        raise ValueError(
-            f"{image.width} x {image.height} pixels, the limit is {Image.MAX_IMAGE_PIXELS}"
-        )
-    return image
+def find_readable(paths: Sequence[Path]) -> tuple[list[Path], list[str]]:
+    """Return the images among files and in folders that can be decoded, and errors of the others.
+
+    Raises:
+        UserError: none can be decoded.
+    """
+    files: list[Path] = []
+    for path in paths:
+        found = sorted(path.iterdir()) if path.is_dir() else [path]
+        files += [each for each in found if each == path or is_image(each.name)]
+    readable, errors = [], []
+    for path in files:
+        try:
+            read_rgb(path)
+            readable.append(path)
+        except UserError as error:
+            errors.append(str(error))
+    if not readable:
+        raise UserError(errors[0] if errors else f"{paths[0]}: no images in this folder")
+    return readable, errors
 
 
 def decode_rgb(data: bytes) -> Image.Image:
     """Decode the content of an image file; see `read_rgb`."""
-    with open_image(data) as image:
-        if image.mode.startswith("I"):  # I;16 and its variants, or I in some PIL versions
+    bomb = Image.DecompressionBombWarning
+    with warnings.catch_warnings(action="error", category=bomb), Image.open(BytesIO(data)) as image:
+        is_png16 = image.mode == "I" and image.format == "PNG"  # in some versions of PIL
+        if image.mode.startswith("I;16") or is_png16:
             gray = np.asarray(image).astype(np.float64) / 257  # 65535 / 255
             image = Image.fromarray(gray.clip(0, 255).round().astype(np.uint8))
+        elif image.mode in ("I", "F"):
+            raise ValueError(f"mode {image.mode}, of unknown range; convert it to 8 or 16 bits")
         if image.mode != "RGB":
             return image.convert("RGB")
         image.load()
         return image
 
 
-def read_squares(paths: Sequence[Path], side: int, workers: int, description: str) -> Tensor:
-    """Decode images with several threads and resize them to squares (bicubic).
+def check_classes(classes: Sequence[str], tested: Sequence[str], root: Path) -> None:
+    """Raise `UserError` unless there are two classes, and all that are tested are trained."""
+    if len(classes) < 2:
+        raise UserError(f"{root}: only one class, {classes[0]!r}; expected at least two")
+    if unknown := sorted(set(tested) - set(classes)):
+        plain = {unicodedata.normalize("NFC", name): name for name in classes}
+        if same := plain.get(unicodedata.normalize("NFC", unknown[0])):
+            raise UserError(
+                f"{root}: {unknown[0]!a} and {same!a} look the same, but their accents are encoded "
+                "differently; rename one of the folders"
+            )
+        raise UserError(
+            f"{root}: the test images have a class {unknown[0]!r} that is not one of the "
+            f"{len(classes)} training classes; remove its folder or add training images"
+        )
 
-    Returns:
-        (N, 3, side, side) uint8.
 
-    Raises:
-        UserError: an image can't be read.
-    """
+def read_squares(paths: Sequence[Path], side: int, workers: int) -> Tensor:
+    """Decode images with several threads and resize them to squares: (N, 3, side, side) uint8."""
     images = torch.empty(len(paths), 3, side, side, dtype=torch.uint8)
 
     def read(index: int) -> None:
         image = read_rgb(paths[index]).resize((side, side), Image.Resampling.BICUBIC)
         images[index] = torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
+    hidden = None if rank() == 0 else True  # None: hidden unless there is a terminal
     with ThreadPoolExecutor(workers) as pool:
-        done = pool.map(read, range(len(paths)))
-        disable = None if rank() == 0 else True  # None: show the bar in terminals only
         try:
-            for _ in tqdm(done, description, len(paths), leave=False, disable=disable):
-                check_signals()
+            done = pool.map(read, range(len(paths)))
+            for _ in tqdm(done, "reading images", len(paths), leave=False, disable=hidden):
+                pass
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise

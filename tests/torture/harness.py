@@ -1,118 +1,98 @@
-"""Run the attempts of a fault, several in parallel."""
+"""Attempts: programs in forked processes, and what counts as survived."""
 
-import dataclasses
 import os
 import random
-import shutil
-import sys
+import re
+import resource
+import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from signal import SIGKILL
 from typing import NamedTuple
 
-from torture.attempts import Attempt, Fault, NotSurvived
-from torture.children import POLL_S, Child
+from processes import ForkedPython, kill_descendants
+
+TESTS = Path(__file__).resolve().parents[1]
+IMAGENET, WRN, TRAIN = TESTS.parent / "imagenet", TESTS.parent / "wrn_DKS", TESTS / "tiny_train.py"
+PROGRAMS = {"wrn": (TRAIN, WRN), "train": (TRAIN, IMAGENET)}  # and the folder to import from
+PROGRAMS["test"] = TESTS / "torture" / "tiny_main.py", IMAGENET
+SHARED = threading.RLock()  # to be held while something that attempts share is made
+LIMIT_S = 120  # for a program, on a busy machine; most take a second
+HARMLESS = (  # what torch and its C++ code print
+    r"^(\[rank\d+\]:)?\[?[WEI]\d{4} |^frame #\d+: |^Exception raised from |^$|"
+    r"^<omitting python frames>|This DataLoader will create|check_worker_number_rationality"
+)
 
 
-class Outcome(NamedTuple):
-    """Outcome of an attempt."""
+class Result(NamedTuple):
+    """How a program ended."""
 
-    fault: Fault
-    index: int
-    failure: str  # what went wrong; empty if the attempt was survived
+    about: str
+    status: int | None  # None: it was killed at the time limit
+    out: str
+    err: str
 
+    @property
+    def errors(self) -> list[str]:
+        """The lines on standard error, without those that a successful run may print."""
+        return [line for line in self.err.splitlines() if not re.search(HARMLESS, line)]
 
-@dataclasses.dataclass
-class RunningAttempt:
-    """An attempt in progress."""
+    def __str__(self) -> str:
+        return "\n    ".join([self.about, f"status {self.status}", *self.errors[-6:]])
 
-    fault: Fault
-    index: int
-    child: Child
-    folder: Path
-    start: float = dataclasses.field(default_factory=time.monotonic)
+    def expect_success(self) -> None:
+        """Expect exit status 0 and nothing on standard error."""
+        assert self.status == 0 and not self.errors, f"expected success: {self}"
 
-    def has_finished(self) -> bool:
-        """Whether the attempt has ended or exceeded its time limit."""
-        return self.child.has_ended() or time.monotonic() - self.start > self.fault.limit_s
+    def expect_error(self, mention: str = "", status: int = 2) -> None:
+        """Expect an exit status and a one-line error message that contains a text."""
+        one_line = len(self.errors) == 1 and self.errors[0].startswith("error: ")
+        assert self.status == status and one_line, f"expected status {status}, one line: {self}"
+        assert mention in self.errors[0], f"expected {mention} in the message: {self}"
 
-    def finish(self) -> Outcome:
-        """Kill what is still running and remove the attempt's folder."""
-        result = self.child.wait(0)
-        self.child.kill_group()
-        failure = ""
-        if result.status is None:
-            failure = f"took longer than {self.fault.limit_s:.0f} s"
-        elif result.status:
-            failure = (result.out + result.err).strip() or f"status {result.status}"
-        shutil.rmtree(self.folder, ignore_errors=True)
-        return Outcome(self.fault, self.index, failure)
+    def expect_success_or_error(self, mention: str = "", status: int = 2) -> bool:
+        """Expect either; return whether it was success."""
+        self.expect_error(mention, status) if self.status else self.expect_success()
+        return self.status == 0
 
 
-def launch(
-    fault: Fault,
-    index: int,
-    seed: int,
-    shared: Path,
-    folder: Path,
-    work: Callable[[Attempt], None],
-) -> RunningAttempt:
-    """Call `work` with an attempt in a new process."""
-    folder.mkdir()
-    rng = random.Random(f"{seed} {fault.key} {index}")
-    attempt = Attempt(folder, shared, index, rng)
+@dataclass
+class Attempt:
+    """One attempt to survive something."""
 
-    def exit_status() -> int:
-        try:
-            work(attempt)
-        except NotSurvived as failure:
-            print(failure, file=sys.stderr)
-            return 1
-        return 0
+    folder: Path  # initially empty; the working directory of its programs
+    shared: Path  # what attempts share: folders of runs, by name, and `images`
+    index: int  # from 0
+    rng: random.Random
+    python: ForkedPython  # starts programs
 
-    child = Child(f"{fault.key} {index}", exit_status, folder / "outcome", leads_group=True)
-    return RunningAttempt(fault, index, child, folder)
+    def start(self, program: str, argv: list, fault: str = "", **variables: str) -> int:
+        """Start one of `PROGRAMS`; return the process ID. See tiny_train.py for faults."""
+        script, folder = PROGRAMS[program]
+        variables = {"FAULT": fault, "RANK": "0"} | variables
+        path = (folder, TESTS)
+        return self.python.start(script, *argv, path=path, cwd=self.folder, variables=variables)
 
+    def wait(self, pid: int, about: object, limit_s: float = LIMIT_S) -> Result:
+        """Wait for a process, which is killed after `limit_s` seconds."""
+        start = time.monotonic()
+        timer = threading.Timer(limit_s, lambda: (kill_descendants(pid), os.kill(pid, SIGKILL)))
+        timer.start()
+        done = self.python.wait(pid)
+        timer.cancel()
+        status = None if time.monotonic() - start > limit_s else done.returncode
+        return Result(str(about), status, done.stdout, done.stderr)
 
-def run_attempts(
-    fault: Fault, indices: Iterable[int], seed: int, folder: Path, jobs: int
-) -> Iterator[Outcome]:
-    """Run attempts of a fault, `jobs` in parallel; yield their outcomes as they end."""
-    shared = folder / f"{fault.key}-shared"
-    shared.mkdir()
-    running: list[RunningAttempt] = []
-    try:
-        if fault.prepare:
-            own = folder / f"{fault.key}-prepare"
-            running = [launch(fault, -1, seed, shared, own, fault.prepare)]
-            outcome = next_outcome(running)
-            if outcome.failure:
-                yield outcome._replace(failure=f"preparation: {outcome.failure}")
-                return
-        for index in indices:
-            if len(running) >= jobs:
-                yield next_outcome(running)
-            own = folder / f"{fault.key}-{index}"
-            running.append(launch(fault, index, seed, shared, own, fault.attempt))
-        while running:
-            yield next_outcome(running)
-    finally:
-        for attempt in running:
-            attempt.child.kill_group()
-        shutil.rmtree(shared, ignore_errors=True)
+    def run(self, program: str, argv: list, fault: str = "", memory: int = 0) -> Result:
+        """Start a program, with a limit of its memory in bytes, and wait until it ends."""
+        pid = self.start(program, argv, fault)
+        if memory:
+            resource.prlimit(pid, resource.RLIMIT_AS, (memory, memory))
+        return self.wait(pid, " ".join([program, *map(str, argv), fault]))
 
-
-def next_outcome(running: list[RunningAttempt]) -> Outcome:
-    """Wait until one of the attempts has finished and remove it from the list."""
-    while True:
-        for attempt in running:
-            if attempt.has_finished():
-                running.remove(attempt)
-                return attempt.finish()
-        time.sleep(POLL_S)
-
-
-def require_single_thread() -> None:
-    """Exit if this process has threads: a fork would copy their locks but not the threads."""
-    if Path("/proc/self/task").is_dir() and len(os.listdir("/proc/self/task")) > 1:
-        sys.exit("torture: this process has started threads; set OMP_NUM_THREADS=1")
+    def wait_for(self, path: Path, pid: int) -> None:
+        """Wait until a file exists or a process has ended."""
+        state = Path(f"/proc/{pid}/stat")
+        while not path.exists() and ") Z" not in state.read_text():
+            time.sleep(0.005)

@@ -1,1 +1,1 @@
-"""Modules that both script folders contain, byte for byte, so that each folder runs alone."""
+"""What both script folders share. The two copies of this folder are identical."""

@@ -1,29 +1,27 @@
-"""The folder of a run and its lock."""
+"""The folder of a run: locked, and never that of another run."""
 
 import contextlib
 import errno
 import fcntl
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from . import checkpoint
 from .command_line import UserError
-from .owner_file import FolderLocked, create_owner_file
+from .distributed import barrier, print_once, rank
+from .logs import LOG, JsonLog
+from .options import TrainingConfig, from_checkpoint
 
-CHECKPOINT = "checkpoint.pt"
-LOCK = "lock"
-OWNER = f"{LOCK}.owner"  # on file systems without record locks
-RUN_FILES = (CHECKPOINT, LOCK, OWNER, "log.txt", "log.jsonl")
-NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP)
-
-
-def new_run_folder(name: str) -> Path:
-    """Return `logs/name`, or `logs/name-2` and so on: the first that holds nothing but a lock."""
-    folder, number = Path("logs", name), 1
-    while folder.exists() and any(path.name not in (LOCK, OWNER) for path in folder.iterdir()):
-        number += 1
-        folder = Path("logs", f"{name}-{number}")
-    return folder
+CHECKPOINT, LOCK = "checkpoint.pt", "lock"
+FORMAT = 2
+KEYS = {  # of a checkpoint, described in `run.py`
+    **dict.fromkeys(("format", "step", "epoch", "processes"), int),
+    **dict.fromkeys(("metadata", "options", "data", "model", "ema", "optimizer"), dict),
+    **dict.fromkeys(("scaler", "sums"), dict),
+    "rng": list,
+}
 
 
 def checkpoint_path(path: Path) -> Path:
@@ -31,109 +29,128 @@ def checkpoint_path(path: Path) -> Path:
     return path / CHECKPOINT if path.is_dir() else path
 
 
-@contextlib.contextmanager
-def lock_run_folder(folder: Path) -> Iterator[None]:
-    """Create `folder` if necessary and lock it for this process while the block runs.
+@dataclass(frozen=True)
+class Run:
+    """A run in its locked folder."""
 
-    If the block fails before it writes anything, the folder is left as it was.
+    config: TrainingConfig  # final
+    folder: Path
+    source: Path | None  # the checkpoint that is resumed
+    saved: dict | None  # its content
+
+    @property
+    def is_finished(self) -> bool:
+        return self.saved is not None and self.saved["epoch"] == self.config.epochs
+
+
+@contextlib.contextmanager
+def open_run(
+    config: TrainingConfig,
+    name: str,
+    complete: Callable[[TrainingConfig], TrainingConfig],
+) -> Iterator[Run]:
+    """Lock the folder of a run and find the checkpoint to resume from.
+
+    All processes must call it together. If the block fails before anything is written, the folder
+    is left as it was.
+
+    Args:
+        config: options of the command line.
+        name: of a new folder in ./logs, if none is given.
+        complete: fills in the options that were neither given nor taken from a checkpoint.
+
+    Raises:
+        UserError: the folder is in use or holds another run, or there is no such checkpoint.
+    """
+    folder = config.save or new_folder(name)
+    if config.save is None and config.checkpoint:
+        folder = checkpoint_path(config.checkpoint).parent
+    barrier()  # all processes have chosen it before it is created
+    with lock_folder(folder) if rank() == 0 else contextlib.nullcontext():
+        barrier()
+        source = checkpoint_to_resume(config, folder)
+        saved = load_run(source) if source else None
+        if saved:
+            config = from_checkpoint(config, saved["options"], source)
+        yield Run(complete(replace(config, save=folder)), folder, source, saved)
+
+
+def new_folder(name: str) -> Path:
+    """Return `logs/name`, or `logs/name-2` and so on: the first that does not exist."""
+    folder, number = Path("logs", name), 1
+    while folder.exists():
+        number += 1
+        folder = Path("logs", f"{name}-{number}")
+    return folder
+
+
+@contextlib.contextmanager
+def lock_folder(folder: Path) -> Iterator[None]:
+    """Create `folder` if necessary and lock it while the block runs.
 
     Raises:
         UserError: the folder can't be written, or another run has locked it.
     """
-    # The stack closes the lock after the cleanup, so that no other run can lock a removed file.
-    with contextlib.ExitStack() as stack, remove_if_failed(folder, LOCK, OWNER):
-        stack.enter_context(open_lock(folder))
-        yield
-
-
-def open_lock(
-    folder: Path, flag: str = "--save", name: str = LOCK
-) -> contextlib.AbstractContextManager:
-    """Create `folder` if necessary, open its lock file `name` and lock it.
-
-    Args:
-        folder: to lock.
-        flag: with which the folder is given, for messages.
-        name: of the file.
-
-    Raises:
-        FolderLocked: another process has locked the folder.
-        UserError: the folder can't be written.
-    """
+    created = [each for each in (folder, *folder.parents) if not each.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = open(folder / name, "a")  # noqa: SIM115
+        lock = open(folder / LOCK, "a")  # noqa: SIM115
     except OSError as error:
-        raise UserError(f"{flag} {folder}: can't be written ({error.strerror})") from error
-    try:
-        # A record lock, because child processes do not inherit it: a data-loading worker that
-        # outlives a killed run for a few seconds must not keep the run from being resumed.
-        fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        is_current = os.path.samestat(os.fstat(lock.fileno()), os.stat(folder / name))
-    except FileNotFoundError:
-        is_current = False
-    except OSError as error:
-        lock.close()
-        if error.errno in NO_LOCKS:
-            return open_owner_file(folder, flag, f"{name}.owner", error)
-        if error.errno not in (errno.EACCES, errno.EAGAIN):
-            raise UserError(f"{flag} {folder}: can't be locked ({error.strerror})") from error
-        raise FolderLocked(
-            f"{flag} {folder}: another run is writing there; wait for it or choose another folder"
-        ) from error
-    if is_current:
-        return lock
-    lock.close()  # a run that failed has removed it after it was opened here
-    return open_lock(folder, flag, name)
+        raise UserError(f"--save {folder}: can't be written ({error.strerror})") from error
+    with lock:
+        try:
+            # A record lock, which child processes do not inherit: a data-loading worker that
+            # outlives a killed run for a few seconds must not keep it from being resumed.
+            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in (errno.EACCES, errno.EAGAIN):
+                raise UserError(
+                    f"--save {folder}: another run is writing there; choose another folder"
+                ) from error
+            print_once(f"warning: {folder} can't be locked ({error.strerror})")
+        try:
+            yield
+        except BaseException:
+            with contextlib.suppress(OSError):
+                if os.listdir(folder) == [LOCK]:
+                    (folder / LOCK).unlink()
+                for each in created:
+                    each.rmdir()  # fails if it is not empty
+            raise
 
 
-def open_owner_file(
-    folder: Path, flag: str, name: str, reason: OSError
-) -> contextlib.AbstractContextManager:
-    """Lock the folder with a file of its own, because its file system has no record locks."""
-    try:
-        lock = create_owner_file(folder / name, flag)
-    except OSError as error:
-        raise UserError(f"{flag} {folder}: can't be written ({error.strerror})") from error
-    print(
-        f"warning: {flag} {folder}: its file system has no record locks ({reason.strerror}); the "
-        f"file {name} locks it instead",
-        flush=True,
-    )
-    return lock
+def checkpoint_to_resume(config: TrainingConfig, folder: Path) -> Path | None:
+    """Return the checkpoint to resume from; None to start from scratch.
 
-
-@contextlib.contextmanager
-def remove_if_failed(folder: Path, *names: str) -> Iterator[None]:
-    """If the block fails and has created nothing but files of these names in `folder`, remove them.
-
-    The folder and its parents are removed too if they are new.
+    Raises:
+        UserError: there is no such checkpoint, or a run would be overwritten.
     """
-    created = [each for each in (folder, *folder.parents) if not each.exists()]
-    before = set(os.listdir(folder)) if folder.is_dir() else set()
-    try:
-        yield
-    except BaseException:
-        with contextlib.suppress(OSError):
-            new = set(os.listdir(folder)) - before
-            if new <= set(names):
-                for name in new:
-                    (folder / name).unlink()
-            for each in created:
-                each.rmdir()  # fails if it is not empty
-        raise
+    own = folder / CHECKPOINT
+    given = config.checkpoint and checkpoint_path(config.checkpoint)
+    if given and not given.is_file():
+        problem = "no checkpoint in it yet" if config.checkpoint.is_dir() else "no such file"
+        raise UserError(f"--resume {config.checkpoint}: {problem}")
+    if own.exists() and config.resume == "auto":
+        return own
+    if given and (given.resolve() == own.resolve() or not own.exists()):
+        return given
+    epochs = len(JsonLog(folder / LOG).records()) if (folder / LOG).exists() else 0
+    if own.exists() or epochs > 1:  # a run that was killed before its first save has one
+        lost = "" if own.exists() else f", whose {CHECKPOINT} is missing"
+        raise UserError(
+            f"--save {folder}: already contains a run{lost}; resume it with --resume auto, or "
+            "choose another folder"
+        )
+    return None
 
 
-def refuse_run_file(flag: str, path: Path, folder: Path, log: str) -> None:
-    """Raise `UserError` if `path` is one of the files that a run writes in `folder`."""
-    if path.resolve() in [(folder / name).resolve() for name in (CHECKPOINT, LOCK, OWNER, log)]:
-        raise UserError(f"{flag} {path}: the run writes a file of this name; choose another name")
-
-
-def refuse_overwriting(flag: str, path: Path, inputs: Iterable[Path | None]) -> None:
-    """Raise `UserError` if `path` is an input of the command, or a file of any run."""
-    target = path.resolve()
-    if target in [checkpoint_path(each).resolve() for each in inputs if each]:
-        raise UserError(f"{flag} {path}: this command reads it; choose another name")
-    if target.name in RUN_FILES and (target.parent / CHECKPOINT).exists():
-        raise UserError(f"{flag} {path}: a file of a run; choose another name")
+def load_run(path: Path) -> dict:
+    """Load the checkpoint of a run. Raise `UserError` if the file is not one."""
+    content = checkpoint.load(path)
+    checkpoint.require_keys(content, KEYS, path)
+    if content["format"] != FORMAT:
+        raise UserError(
+            f"{path}: expected checkpoint format {FORMAT}, found {content['format']}; use the "
+            "version of this code that wrote it"
+        )
+    return content

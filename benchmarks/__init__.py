@@ -1,1 +1,0 @@
-"""Speed and memory of both script folders against the released configuration."""

@@ -1,0 +1,255 @@
+"""The options of `train.py` and of `main.py`."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from common.command_line import (
+    FREE,
+    LOCAL,
+    ArgumentParser,
+    UserError,
+    build_parser,
+    choice,
+    number,
+    start_epochs,
+)
+from common.distributed import available_cores
+from common.options import (
+    COUNT,
+    DeviceConfig,
+    TrainingConfig,
+    check_training,
+    data_flag,
+    model_flag,
+    output_flag,
+    run_flag,
+)
+from common.schedule import scaled_milestones
+from resnet import NETWORKS
+
+DECAY_PERCENT = (30, 60, 90)  # of the epochs: the paper's milestones are 30, 60 and 90 of 100
+
+
+@dataclass(frozen=True)
+class DataConfig(DeviceConfig):
+    """The options that both programs share."""
+
+    data: Path | None = data_flag(
+        None,
+        Path,
+        "folder with val/CLASS/ or test/CLASS/ and, for training, train/CLASS/",
+        "--dataroot",
+        role=FREE,
+    )
+    val_labels: Path | None = data_flag(
+        None,
+        Path,
+        "for a val/ without classes: LOC_val_solution.csv, or lines 'filename wnid'",
+        role=FREE,
+    )
+    workers: int = data_flag(
+        min(8, available_cores()),
+        number(int, 0, 1024),
+        "data-loading workers per process; 0 loads in the main process",
+        "-j",
+        "--nthread",
+        role=LOCAL,
+    )
+    export: Path | None = output_flag(
+        None,
+        Path,
+        "write the backbone: to a file that ends in .pth, .pt or .safetensors, or to a new folder "
+        "for timm and the Hugging Face Hub, with a model card",
+    )
+
+
+@dataclass(frozen=True)
+class Config(TrainingConfig, DataConfig):
+    """Every option of `train.py`. None: the network or the number of epochs decides."""
+
+    # From 33 pixels on, the last stage has 2x2 positions; batch normalization of a single image
+    # fails at 1x1.
+    image_size: int = data_flag(
+        224, number(int, 33, 4096), "side of the crop; images are resized to 256/224 of it first"
+    )
+    augmentation: str | None = data_flag(
+        None,
+        choice("crop", "resized-crop"),
+        "crop: a random crop of the resized image; resized-crop: a random area, resized (default: "
+        "resized-crop for resnet152, otherwise crop)",
+    )
+    cache: Path | None = data_flag(
+        None,
+        Path,
+        "folder of decoded images, made if it is not there: 0.2 MB an image of 224 pixels",
+        role=LOCAL,
+    )
+    arch: str = model_flag("resnet18", choice(*NETWORKS), f"network: {', '.join(NETWORKS)}", "-a")
+    init: str = model_flag(
+        "", str, "start the backbone from this checkpoint, export or name of torchvision's weights"
+    )
+
+
+@dataclass(frozen=True)
+class EvaluationConfig(DataConfig):
+    """Every option of `main.py`. None: the checkpoint decides, otherwise the released code."""
+
+    resize: str = data_flag(
+        "square",
+        choice("square", "shorter-side"),
+        "before the center crop: square, as in the released code, or shorter-side, as is common",
+    )
+    image_size: int | None = data_flag(
+        None,
+        number(int, 8, 4096),
+        "side of the center crop; images are resized to 256/224 of it first (default: that of "
+        "training, if it is known, otherwise 224)",
+    )
+    batch_size: int = run_flag(256, COUNT, "total batch size over all processes", "-b")
+    arch: str | None = model_flag(
+        None,
+        str,
+        f"network: {', '.join(NETWORKS)}, or another classifier of torchvision",
+        "-a",
+        metavar="NAME",
+    )
+    model_path: Path | None = model_flag(
+        None, Path, "checkpoint to load, the folder of a run, or an exported file or folder"
+    )
+    pretrained: bool = model_flag(False, bool, "use the weights that the paper's authors released")
+    torchvision_weights: str | None = model_flag(
+        None,
+        str,
+        "use torchvision's weights of this name, such as IMAGENET1K_V1",
+        metavar="NAME",
+    )
+    branches: bool = model_flag(False, bool, "also test the branches and the ensemble")
+    download_only: bool = model_flag(False, bool, "download the released weights and exit")
+    predict: tuple[Path, ...] = run_flag(
+        (), Path, "classify these images, or those in a folder", nargs="+"
+    )
+    per_class: bool = run_flag(False, bool, "print the error of each class too")
+    print_freq: int = run_flag(10, COUNT, "batches between updates of the progress bar", "-p")
+    json: Path | None = output_flag(None, Path, "also write the results to this file")
+
+
+def make_parser(config_class: type) -> ArgumentParser:
+    """Return the parser of `train.py` or `main.py`. Released flags keep their spelling."""
+    if config_class is Config:
+        text = "Train a ResNet with deeply-supervised knowledge synergy on a folder of images."
+        parser = build_parser(Config, "train.py", text)
+    else:
+        text = "Test a network on the ImageNet validation set, classify images, or export one."
+        parser = build_parser(EvaluationConfig, "main.py", text)
+    # Without a default of its own, argparse would convert the marker SUPPRESS to a path.
+    about = {"metavar": "DATA", "default": None, "help": "same as --data"}
+    parser.add_argument("folder", type=Path, nargs="?", **about)
+    released = parser.add_argument_group("released spellings")
+    released.add_argument(
+        "--gpu_id",
+        dest="device",
+        metavar="N",
+        type=lambda text: f"cuda:{number(int, 0)(text)}",
+        help="same as --device cuda:N",
+    )
+    released.add_argument("--ngpu", type=number(int, 1), metavar="N", help="use torchrun instead")
+    if config_class is Config:
+        released.add_argument(
+            "--epoch_step",
+            dest="milestones",
+            metavar="EPOCHS",
+            type=start_epochs,
+            help="epochs, counted from 1, at whose start the learning rate is decayed (default: "
+            "after 30, 60 and 90 percent of the epochs)",
+        )
+    return parser
+
+
+def parse_given(config_class: type, argv: Sequence[str] | None) -> dict:
+    """Parse the command line; return the options that it has, with the data folder under `data`."""
+    given = make_parser(config_class).parse_given(argv)
+    folder = given.pop("folder", None)
+    if folder and given.setdefault("data", folder) != folder:
+        raise UserError(f"two data folders, {given['data']} and {folder}; give one of them")
+    if (gpus := given.pop("ngpu", 1)) > 1:
+        raise UserError(f"--ngpu {gpus}: to use several GPUs, run torchrun --nproc_per_node {gpus}")
+    return given
+
+
+def parse_training(argv: Sequence[str] | None = None) -> Config:
+    """Parse and check the command line of `train.py`, by default that of the process.
+
+    Raises:
+        UserError: an option is unknown or invalid, or options contradict each other.
+    """
+    given = parse_given(Config, argv)
+    config = Config(**given, given=frozenset(given))
+    if config.data is None and config.resume == "":
+        raise UserError("no data; give the folder that contains train/ and val/")
+    if config.resume == "auto" and config.save is None:
+        raise UserError("--resume auto requires --save DIR, the folder of the run")
+    check_outputs(config)
+    return config
+
+
+def with_recipe(config: Config) -> Config:
+    """Fill in what was neither given nor taken from a checkpoint, and check it."""
+    if config.augmentation is None:
+        kind = "resized-crop" if config.arch == "resnet152" else "crop"
+        config = replace(config, augmentation=kind)
+    if config.milestones is None:
+        config = replace(config, milestones=scaled_milestones(DECAY_PERCENT, config.epochs))
+    if config.cache and config.augmentation != "crop":
+        raise UserError(
+            f"--cache {config.cache}: --augmentation resized-crop crops an image at random before "
+            "it resizes it, so there is nothing to keep; leave out one of both"
+        )
+    if config.data is None:
+        raise UserError("no data; give the folder that contains train/ and val/")
+    check_training(config)
+    return config
+
+
+def parse_evaluation(argv: Sequence[str] | None = None) -> EvaluationConfig:
+    """Parse and check the command line of `main.py`, by default that of the process.
+
+    Raises:
+        UserError: an option is unknown or invalid, or options contradict each other.
+    """
+    given = parse_given(EvaluationConfig, argv)
+    given |= {"predict": tuple(given.get("predict", ()))}
+    config = EvaluationConfig(**given, given=frozenset(given) - {"predict"})
+    sources = (config.model_path, config.pretrained, config.torchvision_weights)
+    count = sum(map(bool, sources)) + (config.download_only and not config.pretrained)
+    if count != 1:
+        raise UserError(
+            f"{'several sources of' if count else 'no'} weights; expected one of --model_path "
+            "PATH, --pretrained, --torchvision-weights NAME or --download-only"
+        )
+    if config.branches and not config.model_path:
+        raise UserError("--branches: requires a checkpoint with branches; give --model_path PATH")
+    tasks = {
+        "--download-only": config.download_only,
+        "--export": config.export,
+        "--predict": config.predict,
+        "the data folder": config.data,
+    }
+    chosen = [name for name, value in tasks.items() if value]
+    if not chosen:
+        raise UserError("no data; give the folder that contains val/, or --predict IMAGE …")
+    if len(chosen) > 1:
+        raise UserError(f"{chosen[0]} does not test the network; leave out {chosen[1]}")
+    check_outputs(config)
+    return config
+
+
+def check_outputs(config: Config | EvaluationConfig) -> None:
+    """Raise `UserError` if an output file can't be written."""
+    for flag in ("export", "json"):
+        path = getattr(config, flag, None)
+        in_run = path and getattr(config, "save", None) == path.parent  # which is made first
+        if path and not in_run and not path.parent.is_dir():
+            raise UserError(f"--{flag} {path}: no such folder: {path.parent}; create it first")
+        if flag == "json" and path and path.exists() and (path.is_dir() or path.suffix != ".json"):
+            raise UserError(f"--json {path}: exists already, but not as .json; choose another name")

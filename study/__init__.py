@@ -1,1 +1,0 @@
-"""The study: baseline, deep supervision and DKS over several seeds."""

@@ -1,0 +1,191 @@
+"""The log of a run: records, TensorBoard scalars, what is printed; and the report of runs."""
+
+import shutil
+import sys
+from statistics import mean, stdev
+
+import pytest
+import scipy.stats
+from halves import Killed, before_call, kill, records, sigterm
+from matplotlib.figure import Figure
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+
+def test_a_record_says_what_was_trained_and_how_well(half, tmp_path, monkeypatch, capsys):
+    trainer, means = half.scripts.engine.Trainer, []
+    step = trainer.train_step
+
+    def train_step(self, batch):
+        means.append((float(loss := step(self, batch)), len(batch.labels)))
+        return loss
+
+    monkeypatch.setattr(trainer, "train_step", train_step)
+    words = "--ema 0.5 --method ds --epochs 3 --test-every 2".split()
+    assert half.train(tmp_path, *words) == 0
+    log = records(tmp_path)
+    assert [(each["epoch"], each["step"]) for each in log] == [(1, 4), (2, 8), (3, 12)]
+    assert ["test" in each for each in log] == [False, True, True]
+    for i, record in enumerate(log):
+        losses, part = record["train"]["losses"], means[4 * i : 4 * i + 4]
+        assert losses["total"] == pytest.approx(sum(mean * n for mean, n in part) / 13, rel=1e-5)
+        assert losses["total"] == pytest.approx(losses["backbone"] + losses["branches"])
+        assert record["train"]["images"] == 13 and len(record["train"]["top1_errors"]) == 3
+    last = log[-1]
+    assert last["test"]["images"] == 5 and len(last["test"]["divergences"]) == 3
+    assert last["options"]["ema"] == 0.5 and last["data"]["train_images"] == 13
+    assert last["software"]["processes"] == 1 and last["network"]["program"]
+    (line,) = [each for each in capsys.readouterr().out.splitlines() if "epoch 3/3" in each]
+    errors = [last[part]["top1_errors"][0] for part in ("train", "test", "ema")]
+    assert all(f"{error:.2f} %" in line for error in errors)
+
+
+def test_tensorboard_shows_each_epoch_once_also_after_a_restart(half, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        before_call(patch, half.scripts.checkpoint, "save", 2, kill)  # the second epoch is logged
+        half.train(tmp_path)
+    assert half.train(tmp_path, "--resume", "auto", at={6: sigterm}) == 143
+    assert half.train(tmp_path, "--resume", "auto") == 0
+    events = EventAccumulator(str(tmp_path))
+    events.Reload()
+    for tag, get in {
+        "learning rate": lambda record: record["lr"],
+        "loss train/synergy": lambda record: record["train"]["losses"]["synergy"],
+        "top1 error test/backbone": lambda record: record["test"]["top1_errors"][0],
+        "top5 error test/deep branch": lambda record: record["test"]["top5_errors"][2],
+        "divergence test/deep branch to backbone": lambda record: record["test"]["divergences"][2][
+            0
+        ],
+    }.items():
+        expected = [(each["step"], pytest.approx(get(each))) for each in records(tmp_path)]
+        assert [(each.step, each.value) for each in events.Scalars(tag)] == expected, tag
+
+
+def test_training_goes_on_without_tensorboard(half, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    assert half.train(tmp_path, "--epochs", 1) == 0
+    assert "warning: no TensorBoard events are written (" in capsys.readouterr().out
+
+
+def test_a_log_is_truncated_and_its_partly_written_last_line_ignored(wrn, tmp_path):
+    log = wrn.logs.JsonLog(tmp_path / "log")
+    log.truncate_after(0)  # the file does not exist yet
+    for epoch in (1, 2, 3):
+        log.append({"epoch": epoch, "error": epoch / 7})
+    with open(log.path, "a") as file:
+        file.write('{"epoch": 4, "err')  # killed while writing
+    assert [record["epoch"] for record in log.records()] == [1, 2, 3]
+    log.truncate_after(2)
+    assert log.path.read_text().count("\n") == 2
+    assert log.records()[1] == {"epoch": 2, "error": 2 / 7}
+
+
+METHODS = ("baseline", "ds", "dks")
+RUNS = {f"{name}/{seed}": f"--method {name} --seed {seed}" for name in METHODS for seed in "123"}
+RUNS |= {"lr": "--lr 0.3", "ema": "--ema 0.5", "images": "--dataroot MOVED", "again": "--seed 1"}
+
+
+@pytest.fixture(scope="module")
+def runs(half, tmp_path_factory):
+    """The folder of `RUNS`."""
+    folder = tmp_path_factory.mktemp("runs")
+    moved = shutil.copytree(half.data, folder / "moved" / half.data.name)
+    (moved / "val" / "cat" / "cat_0.png").rename(moved / "val" / "cat" / "cat_x.png")
+    for name, flags in RUNS.items():
+        words = ["--epochs", 1, *flags.replace("MOVED", str(moved)).split()]
+        assert half.train(folder / name, *words) == 0
+    return folder
+
+
+@pytest.fixture
+def report(half, capsys):
+    """Return the rows of the first table by label, the output and the errors of a report."""
+
+    def report(*words, status=0):
+        run = half.scripts.report.main
+        argv = [str(word) for word in words]
+        assert half.scripts.command_line.exit_status(lambda: run(argv)) == status
+        out, err = capsys.readouterr()
+        assert err.count("\n") == bool(err)
+        rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in out.splitlines()]
+        return {row[0]: row[1:] for row in reversed(rows) if row}, out, err
+
+    return report
+
+
+def common_report(half):
+    return half.scripts.report and half.scripts.imported["common.report"]
+
+
+def errors_of(folder, part="test"):
+    """The top-1 errors of the backbone by seed, in the last epoch."""
+    last = [records(path.parent)[-1] for path in sorted(folder.glob("*/log.jsonl"))]
+    return [record[part]["top1_errors"][0] for record in last]
+
+
+def test_runs_that_differ_only_in_the_seed_are_averaged(half, runs, report):
+    """Each run once; with paired differences. Top-1 errors alone for 5 classes or fewer."""
+    ours, theirs = errors_of(runs / "dks"), errors_of(runs / "baseline")
+    rows, out, _ = report(runs / "dks", runs / "baseline", runs / "dks" / "2")
+    for label, errors in (("dks", ours), ("baseline", theirs)):
+        assert rows[label][:3] == ["3", "1", f"{mean(errors):.2f} ± {stdev(errors):.2f}"]
+    train = errors_of(runs / "dks", "train")
+    assert rows["dks"][-1] == f"{mean(train):.2f} ± {stdev(train):.2f}" and "/ top-5" not in out
+    assert ("WRN-10-0.25" if half.is_wrn else "resnet18") in out
+    assert f"| {mean(ours) - mean(theirs):+.2f} " in out
+    for n in (2, 31, 40):
+        ours, theirs = ([float((i * k) % 7) for i in range(n)] for k in (3, 5))
+        center, half_width = common_report(half).paired_difference(ours, theirs)
+        interval = scipy.stats.ttest_rel(ours, theirs).confidence_interval(0.95)
+        tolerance = 1e-3 if n <= 31 else 0.05
+        assert (center - half_width, center + half_width) == pytest.approx(interval, rel=tolerance)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "labels"),
+    [
+        ("dks/2", "lr", {"dks, lr 0.02", "dks, lr 0.3"}),
+        ("dks/2", "ema", {"dks", "dks, ema 0.5"}),
+        ("dks/2", "ds/1", {"dks", "ds"}),
+        ("dks/2", "images", {"dks, dks/2", "dks, images"}),  # of a folder of the same name
+        ("dks/1", "again", {"dks, dks/1", "dks, again"}),
+    ],
+)
+def test_other_runs_are_not_averaged(runs, report, one, other, labels):
+    rows = report(runs / one, runs / other)[0]
+    assert {label: row[0] for label, row in rows.items() if label[:1] == "d"} == dict.fromkeys(
+        labels, "1"
+    )
+
+
+def test_folders_and_logs_that_are_no_runs_are_one_line(runs, report, tmp_path):
+    assert "no log.jsonl in it" in report(tmp_path, status=2)[2]
+    assert "no such folder" in report(tmp_path / "missing", status=2)[2]
+    for content, problem in (
+        ('{"epoch": 1, "test": {}}\n', "not the log of a run"),
+        ('{"epoch": "}\n', "not a record of a run"),
+    ):
+        (tmp_path / "log.jsonl").write_text(content)
+        assert problem in report(tmp_path, status=2)[2]
+    (tmp_path / "log.jsonl").write_text("")
+    rows, _, error = report(runs / "ds", tmp_path)
+    assert "ds" in rows and error == f"{tmp_path}: no epoch is tested yet; left out\n"
+
+
+def test_a_figure_is_drawn_whatever_the_backend(half, runs, report, tmp_path, monkeypatch):
+    monkeypatch.setenv("MPLBACKEND", "nonsense")
+    for suffix, start in {".png": b"\x89PNG", ".svg": b"<?xml", ".pdf": b"%PDF"}.items():
+        path = tmp_path / f"x{suffix}"
+        assert f"error curves: {path}" in report(runs, "--figure", path)[1]
+        assert path.read_bytes().startswith(start)
+    axes, curves = Figure().subplots(), [[(1, 9.0, 43.0), (2, 5.0, None)], [(1, 7.0, 45.0)]]
+    common_report(half).plot_errors(axes, {"dks": curves})  # the means over the runs
+    assert [line.get_xydata().tolist() for line in axes.lines] == [[[1, 44.0]], [[1, 8.0]]]
+    for figure, message in (
+        ("/nonexistent/x.png", "no such folder: /nonexistent; create it first"),
+        ("x.nonsense", "must end in .png, .svg or .pdf"),
+    ):
+        _, out, err = report(runs, "--figure", figure, status=2)
+        assert f"--figure {figure}: {message}" in err and not out
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    rows, _, err = report(runs, "--figure", path, status=1)
+    assert len(rows) > 3 and "can't be drawn" in err

@@ -1,0 +1,258 @@
+"""The log of a run: one JSON record per epoch, TensorBoard scalars, a printed line; progress bars.
+
+Keys of a record in `log.jsonl`:
+    epoch, step: numbers of finished epochs and steps.
+    lr: learning rate of the last step.
+    train: mean losses and top-1 errors of the classifiers on the augmented images of the epoch,
+        while the weights changed.
+    test: `Scores` of the test, if the epoch was tested. ema: those of the averaged weights.
+    times: of this process, since the epoch started or was resumed. All other values do not depend
+        on whether the run was interrupted.
+    options, network, data, software: what was run.
+Errors are in percent, of the backbone, then of the branches from shallow to deep.
+"""
+
+import json
+import os
+import resource
+import sys
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from .checkpoint import write_atomically
+from .command_line import UserError, one_line
+from .distributed import print_once, rank
+from .evaluation import classifier_names
+
+LOG = "log.jsonl"
+
+
+class JsonLog:
+    """A text file with one JSON record per epoch. A partly written last line is ignored."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def append(self, record: dict) -> None:
+        """Append a record and flush it to disk."""
+        try:
+            with open(self.path, "a") as file:
+                file.write(json.dumps(record) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise UserError(f"{self.path} can't be written: {error.strerror}") from error
+
+    def truncate_after(self, epoch: int) -> None:
+        """Remove the records of epochs after `epoch`."""
+        if self.path.exists():
+            kept = [json.dumps(each) + "\n" for each in self.records() if each["epoch"] <= epoch]
+            write_atomically(self.path, lambda file: file.write("".join(kept).encode()))
+
+    def records(self) -> list[dict]:
+        """Return all complete records.
+
+        Raises:
+            UserError: a line is not a record.
+        """
+        records = []
+        for line in self.path.read_text("utf-8", "replace").splitlines(keepends=True):
+            if not line.endswith("}\n"):
+                continue
+            try:
+                record = json.loads(line)
+                records.append({**record, "epoch": int(record["epoch"])})
+            except (ValueError, KeyError, TypeError) as error:
+                raise UserError(f"{self.path}: not a record of a run: {line[:80]!r}") from error
+        return records
+
+
+class RunLog:
+    """The log of a run on rank 0, to be continued after the given epoch.
+
+    Args:
+        folder: of the run.
+        about: what was run, included in each record.
+        epoch, step: numbers of finished epochs and steps. Later records are removed.
+    """
+
+    def __init__(self, folder: Path, about: dict, epoch: int, step: int):
+        self._log = JsonLog(folder / LOG)
+        self._log.truncate_after(epoch)
+        self._about = about
+        self._writer = None
+        try:
+            from torch.utils.tensorboard import SummaryWriter  # takes seconds
+
+            self._writer = SummaryWriter(folder, purge_step=step + 1)
+        except Exception as error:  # not installed, or broken in one of several ways
+            print_once(f"warning: no TensorBoard events are written ({one_line(error, 150)})")
+
+    def write(self, record: dict) -> None:
+        """Write the record of an epoch."""
+        self._log.append(record | self._about)
+        if self._writer:
+            try:
+                for tag, value in scalars(record).items():
+                    self._writer.add_scalar(tag, value, record["step"])
+                self._writer.flush()
+            except OSError as error:
+                raise UserError(f"no TensorBoard events written: {error.strerror}") from error
+        print(describe(record, self._about["options"]["epochs"]), flush=True)
+
+    def close(self) -> None:
+        if self._writer:
+            self._writer.close()
+
+
+def scalars(record: dict) -> dict[str, float]:
+    """Return the TensorBoard scalars of an epoch by tag."""
+    values = {"learning rate": record["lr"]}
+    values |= {f"times/{name}": value for name, value in record["times"].items()}
+    for part in ("train", "test", "ema"):
+        scores = record.get(part, {})
+        for name, value in (scores.get("losses") or {}).items():
+            values[f"loss {part}/{name}"] = value
+        for kind in ("top1", "top5"):
+            errors = scores.get(f"{kind}_errors", [])
+            for name, error in zip(classifier_names(len(errors)), errors, strict=True):
+                values[f"{kind} error {part}/{name}"] = error
+        divergences = scores.get("divergences") or []
+        names = classifier_names(len(divergences))
+        for teacher, row in zip(names, divergences, strict=True):
+            for student, value in zip(names, row, strict=True):
+                if student != teacher:
+                    values[f"divergence {part}/{teacher} to {student}"] = value
+    return values
+
+
+def describe(record: dict, epochs: int) -> str:
+    """Return a line about an epoch."""
+    train, times = record["train"], record["times"]
+    parts = [
+        f"epoch {record['epoch']}/{epochs}: lr {record['lr']:.3g}, loss "
+        f"{train['losses']['total']:.3f}, error {train['top1_errors'][0]:.2f} %"
+    ]
+    for part in ("test", "ema"):
+        if part in record:
+            top1, top5 = record[part]["top1_errors"][0], record[part]["top5_errors"][0]
+            parts.append(f"{part} {top1:.2f} % (top-5 {top5:.2f} %)")
+    return f"{', '.join(parts)}, {times['images_per_s']:.0f} img/s"
+
+
+def train_record(totals: dict, loss_names: Iterable[str]) -> dict:
+    """Return the entry `train` of a record, from the sums over an epoch's images."""
+    images = float(totals["images"])
+    losses = (totals["losses"] / images).tolist()
+    return {
+        "images": round(images),
+        "losses": dict(zip(loss_names, losses, strict=True)),
+        "top1_errors": (100 - 100 * totals["top1"] / images).tolist(),
+    }
+
+
+def print_predictions(
+    paths: Sequence[Path], probabilities: Tensor, titles: Sequence[str], json_path: Path | None
+) -> None:
+    """Print the five most likely classes of each image; write them to a JSON file if it is given.
+
+    Args:
+        paths: of the images.
+        probabilities: of the classes, (N, K).
+        titles: of the classes.
+    """
+    best = probabilities.topk(min(5, len(titles)))
+    found = []
+    for path, values, indices in zip(paths, *map(Tensor.tolist, best), strict=True):
+        pairs = zip(indices, values, strict=True)
+        classes = [{"name": titles[i], "index": i, "probability": value} for i, value in pairs]
+        found.append({"image": str(path), "classes": classes})
+        print(path)
+        for each in classes:
+            print(f"  {100 * each['probability']:6.2f}%  {each['name']}")
+    if json_path:
+        write_json(json_path, found)
+
+
+def write_json(path: Path, content: object) -> None:
+    """Write plain values to a JSON file, atomically."""
+    text = json.dumps(content, indent=2, default=str) + "\n"
+    write_atomically(path, lambda file: file.write(text.encode("utf-8", "surrogateescape")))
+
+
+def peak_memory_mib(device: torch.device) -> float:
+    """Return the peak memory of this process: allocated on the GPU, or resident on the CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    unit = 1 if sys.platform == "darwin" else 2**10  # bytes on macOS, KiB on Linux
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
+
+
+class Progress:
+    """A bar over batches, on rank 0 in a terminal, that measures images/s and waiting for data.
+
+    Args:
+        description: for example `epoch 3/200`.
+        steps: number of batches.
+        first: number of batches that are already done.
+        steps_after: number of steps of the run that come after these batches.
+        every: batches between updates of the bar; by default as many as take 0.1 s.
+    """
+
+    def __init__(self, description: str, steps: int, first=0, steps_after=0, every=None):
+        self._bar = tqdm(
+            total=steps,
+            initial=first,
+            desc=description,
+            disable=None if rank() == 0 else True,  # None: hidden unless there is a terminal
+            leave=False,
+            dynamic_ncols=True,
+            miniters=every,
+            mininterval=0 if every else 0.1,
+            bar_format="{desc} {percentage:3.0f} %|{bar}|{postfix}",
+        )
+        self._first_step = self._done = first
+        self._steps, self._steps_after = steps, steps_after
+        self._images, self._waiting_s = 0, 0.0
+        self._start = time.perf_counter()
+
+    def over(self, batches: Iterable) -> Iterator:
+        """Yield the batches and advance the bar after each of them; close it at the end."""
+        iterator = iter(batches)
+        try:
+            while True:
+                start = time.perf_counter()
+                batch = next(iterator, None)
+                self._waiting_s += time.perf_counter() - start
+                if batch is None:
+                    return
+                yield batch
+                self._images += batch.total
+                self._done += 1
+                self._bar.update()
+        finally:
+            self._bar.close()
+
+    def show(self, loss: float) -> None:
+        """Show the loss of a batch, the throughput and the time that the run still takes."""
+        if self._bar.disable:
+            return
+        seconds = time.perf_counter() - self._start
+        to_do = self._steps - self._done - 1 + self._steps_after
+        left = tqdm.format_interval(seconds / (self._done + 1 - self._first_step) * to_do)
+        rate = f"{self.times()['images_per_s']:.0f} img/s"
+        self._bar.set_postfix_str(f"loss {loss:.2f}, {rate}, {left} left", refresh=False)
+
+    def times(self) -> dict[str, float]:
+        """Return seconds, images per second (over all processes) and percent of time waiting."""
+        seconds = time.perf_counter() - self._start
+        return {
+            "train_s": seconds,
+            "images_per_s": self._images / seconds,
+            "waiting_percent": 100 * self._waiting_s / seconds,
+        }

@@ -1,0 +1,231 @@
+"""The options that both script folders share; each folder's `flags.py` adds its own.
+
+A Config is final after `final_config`, which takes what was not given from the checkpoint that is
+resumed.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from functools import partial
+from pathlib import Path
+
+from .command_line import (
+    FIXED,
+    FREE,
+    LOCAL,
+    UserError,
+    choice,
+    finished_epochs,
+    number,
+    option,
+    plural,
+)
+from .distributed import print_once, world_size
+
+METHODS = ("baseline", "ds", "dks")
+DIRECTIONS = ("bidirectional", "top-down", "bottom-up")
+DTYPES = {name: name for name in ("float32", "bfloat16", "float16")}  # torch's name of each
+DTYPES |= {"float": "float32", "half": "float16"}
+FRACTION, AMOUNT, COUNT = number(float, 0, 1), number(float, 0), number(int, 1)
+finished_epochs.metavar = "EPOCHS"
+
+# Options by their group in --help.
+data_flag, model_flag = partial(option, "data"), partial(option, "model")
+method_flag, training_flag = partial(option, "method"), partial(option, "training")
+run_flag, output_flag = partial(option, "run"), partial(option, "output", role=LOCAL)
+
+
+def dtype_name(text: str) -> str:
+    return DTYPES[choice(*DTYPES)(text)]
+
+
+def device_name(text: str) -> str:
+    return text.lower()
+
+
+dtype_name.metavar, device_name.metavar = "DTYPE", "DEVICE"
+
+
+@dataclass(frozen=True)
+class DeviceConfig:
+    """The options of every command, training or not."""
+
+    device: str = run_flag(
+        "auto", device_name, "cpu, cuda or cuda:N; auto: a GPU if any", role=LOCAL
+    )
+    dtype: str = run_flag(
+        "float32", dtype_name, "of the forward pass: float32, bfloat16 or float16"
+    )
+    given: frozenset[str] = frozenset()  # names of the options on the command line
+
+    @classmethod
+    def names(cls, *roles: str) -> list[str]:
+        """Return the names of the options of these roles."""
+        return [each.name for each in fields(cls) if each.metadata.get("role") in roles]
+
+    def to_dict(self) -> dict:
+        """Return all options as plain values, for logs and checkpoints."""
+        values = {name: value for name, value in asdict(self).items() if name != "given"}
+        return {name: plain(value) for name, value in values.items()}
+
+
+def plain(value: object) -> object:
+    """Return an option's value as JSON and checkpoints hold it."""
+    if isinstance(value, tuple):
+        return [plain(each) for each in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+@dataclass(frozen=True)
+class TrainingConfig(DeviceConfig):
+    """The options of training that both script folders share. Those that the paper does not have
+    are off by default.
+    """
+
+    method: str = method_flag(
+        "dks",
+        choice(*METHODS),
+        "baseline: no branches; ds: branches that learn from the labels; dks: also from each other",
+    )
+    direction: str = method_flag(
+        "bidirectional",
+        choice(*DIRECTIONS),
+        "who teaches whom in dks: bidirectional, top-down (from deep to shallow) or bottom-up",
+    )
+    aux_weight: float = method_flag(1.0, AMOUNT, "weight of the branches' cross-entropies")
+    synergy_weight: float = method_flag(1.0, AMOUNT, "weight of the synergy loss")
+    label_smoothing: float = method_flag(0.0, FRACTION, "label smoothing of the cross-entropies")
+    mixup: float = training_flag(
+        0.0, number(float, 0, 1000), "mix pairs of images, with weights from Beta(X, X); 0: off"
+    )
+    cutmix: float = training_flag(
+        0.0,
+        number(float, 0, 1000),
+        "paste a part of another image into each; 0: off; with --mixup, one of both at random",
+    )
+    epochs: int = training_flag(100, COUNT, "number of epochs", role=FREE)
+    batch_size: int = training_flag(256, COUNT, "total batch size over all processes", "-b")
+    grad_accumulation: int = training_flag(
+        1, COUNT, "micro-batches per step and process; more need less memory", role=FREE
+    )
+    lr: float = training_flag(0.1, AMOUNT, "initial learning rate")
+    lr_schedule: str = training_flag(
+        "step",
+        choice("step", "cosine"),
+        "step: decay at the milestones; cosine: half a cosine to 0",
+    )
+    milestones: tuple[int, ...] | None = training_flag(
+        None, finished_epochs, "finished epochs after which the rate is decayed", "--lr-milestones"
+    )
+    lr_factor: float = training_flag(
+        0.1, FRACTION, "decay factor at milestones", "--lr_decay_ratio"
+    )
+    warmup_epochs: float = training_flag(0.0, AMOUNT, "epochs of linear learning-rate warm-up")
+    momentum: float = training_flag(0.9, FRACTION, "momentum of SGD")
+    weight_decay: float = training_flag(1e-4, AMOUNT, "weight decay of all parameters")
+    ema: float = training_flag(
+        0.0,
+        number(float, 0, 0.999999),
+        "decay per step of a moving average of the weights, tested and exported too; 0: none",
+    )
+    init: str = model_flag("", str, "start the backbone from this checkpoint or export")
+    seed: int = run_flag(1, number(int, 0), "random seed")
+    compile: bool = run_flag(False, bool, "train with torch.compile", role=LOCAL)
+    sync_bn: bool = run_flag(False, bool, "batch-norm statistics over all GPUs", role=FREE)
+    test_every: int = run_flag(1, COUNT, "test every N epochs and after the last", role=FREE)
+    checkpoint_minutes: float = run_flag(
+        15.0, AMOUNT, "minutes between checkpoints within an epoch; 0: every step", role=FREE
+    )
+    resume: str = run_flag(
+        "", str, "checkpoint or folder of a run to resume; auto: that in --save, if any", role=LOCAL
+    )
+    save: Path | None = output_flag(
+        None, Path, "folder of the run (default: that of --resume, otherwise a new one in ./logs)"
+    )
+
+    def loss_options(self) -> dict:
+        """Return the options of the group `method`, which are the arguments of `SynergyLoss`."""
+        names = [each.name for each in fields(self) if each.metadata.get("group") == "method"]
+        return {name: getattr(self, name) for name in names}
+
+    @property
+    def checkpoint(self) -> Path | None:
+        """The file or folder that --resume names, if it names one."""
+        return None if self.resume in ("", "auto") else Path(self.resume)
+
+
+def from_checkpoint(
+    config: DeviceConfig, saved: dict, source: Path, may_change: Sequence[str] = ()
+) -> DeviceConfig:
+    """Return the options with what was not given taken from a checkpoint.
+
+    Options that the checkpoint lacks, because it is older, have their defaults.
+
+    Args:
+        config: the options of the command line.
+        saved: those of the checkpoint, as `to_dict` returned them.
+        source: the checkpoint, for messages.
+        may_change: further options that may be given with another value.
+
+    Raises:
+        UserError: an option that must not change is given with another value.
+    """
+    saved = type(config)().to_dict() | saved
+    fixed = set(config.names(FIXED)) - set(may_change)
+    if saved.get("lr_schedule") == "cosine" and "epochs" not in may_change:
+        fixed.add("epochs")  # the schedule depends on it
+    changed = [
+        f"--{name.replace('_', '-')} {plain(getattr(config, name))} (was {saved[name]})"
+        for name in sorted(fixed & config.given)
+        if plain(getattr(config, name)) != saved[name]
+    ]
+    if changed:
+        raise UserError(
+            f"{source}: of a run with other options: {'; '.join(changed)}; leave these out, or "
+            "start a new run in another folder"
+        )
+    kept = set(config.names(FIXED, FREE)) - config.given
+    types = {each.name: str(each.type) for each in fields(config)}
+    return replace(config, **{name: restored(saved[name], types[name]) for name in kept})
+
+
+def restored(value: object, kind: str) -> object:
+    """Return the value of an option from its plain value; the reverse of `plain`."""
+    if isinstance(value, list):
+        return tuple(value)
+    return Path(value) if "Path" in kind and isinstance(value, str) else value
+
+
+def check_training(config: TrainingConfig) -> None:
+    """Raise `UserError` if options of training contradict each other or have no effect."""
+    without_effect = {
+        "--lr-schedule cosine": ("milestones", "lr_factor"),
+        "--method baseline": ("direction", "aux_weight", "synergy_weight"),
+        "--method ds": ("direction", "synergy_weight"),
+    }
+    for setting in (f"--lr-schedule {config.lr_schedule}", f"--method {config.method}"):
+        for name in without_effect.get(setting, ()):
+            if name in config.given:
+                flag = name.replace("_", "-")
+                raise UserError(f"--{flag} has no effect with {setting}; leave it out")
+    if config.warmup_epochs and config.warmup_epochs >= config.epochs:
+        raise UserError(
+            f"--warmup-epochs {config.warmup_epochs:g}: the run is shorter, with --epochs "
+            f"{config.epochs}; use fewer"
+        )
+    if config.compile and config.sync_bn:
+        raise UserError(
+            "--sync-bn with --compile: it would be compiled anew for hundreds of layers; leave out "
+            "one of both"
+        )
+
+
+def warn_of_few_images(config: TrainingConfig) -> None:
+    """Print a warning if batch norm sees too few images at a time for accurate statistics."""
+    parts = config.grad_accumulation * (1 if config.sync_bn else world_size())
+    images = config.batch_size // parts
+    if images < min(16, config.batch_size):
+        print_once(
+            f"warning: batch norm sees {plural(images, 'image')} at a time, too few for accurate "
+            "statistics; increase -b, and --lr in proportion"
+        )
