@@ -215,9 +215,9 @@ def test_a_gpu_must_run_a_kernel(wrn, refused, monkeypatch):
         wrn.distributed.select_device("cuda")
 
 
-@pytest.mark.parametrize("name", ["meta", "xla", "mps", "mps:0", "cuda:x", ""])
+@pytest.mark.parametrize("name", ["meta", "xla", "mps", "mps:0", ""])
 def test_other_devices_are_refused(wrn, refused, name):
-    with refused(f"^--device {name}: "):
+    with refused(f"^--device {name}: expected cpu, cuda or cuda:N$"):
         wrn.distributed.select_device(name)
 
 

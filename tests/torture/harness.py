@@ -18,7 +18,6 @@ IMAGENET, WRN, TRAIN = TESTS.parent / "imagenet", TESTS.parent / "wrn_DKS", TEST
 PROGRAMS = {"wrn": (TRAIN, WRN), "train": (TRAIN, IMAGENET)}  # and the folder to import from
 PROGRAMS["test"] = TESTS / "torture" / "tiny_main.py", IMAGENET
 SHARED = threading.RLock()  # to be held while something that attempts share is made
-LIMIT_S = 120  # for a program, on a busy machine; most take a second
 HARMLESS = (  # what torch and its C++ code print
     r"^(\[rank\d+\]:)?\[?[WEI]\d{4} |^frame #\d+: |^Exception raised from |^$|"
     r"^<omitting python frames>|This DataLoader will create|check_worker_number_rationality"
@@ -74,7 +73,7 @@ class Attempt:
         path = (folder, TESTS)
         return self.python.start(script, *argv, path=path, cwd=self.folder, variables=variables)
 
-    def wait(self, pid: int, about: object, limit_s: float = LIMIT_S) -> Result:
+    def wait(self, pid: int, about: object, limit_s: float = 120) -> Result:
         """Wait for a process, which is killed after `limit_s` seconds."""
         start = time.monotonic()
         timer = threading.Timer(limit_s, lambda: (kill_descendants(pid), os.kill(pid, SIGKILL)))
