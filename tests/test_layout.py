@@ -69,8 +69,8 @@ def test_each_folder_runs_when_copied_away(half, python, tmp_path):
     ignored = shutil.ignore_patterns("__pycache__", "logs", "data")
     shutil.copytree(half.scripts.path, copy, ignore=ignored)
 
-    def run(script, *words):
-        done = python.run(copy / script, *words, path=[copy], cwd=copy)
+    def run(script, *words, **variables):
+        done = python.run(copy / script, *words, path=[copy], cwd=copy, variables=variables)
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
@@ -78,4 +78,6 @@ def test_each_folder_runs_when_copied_away(half, python, tmp_path):
     assert "epoch 1/1" in run("main.py" if half.is_wrn else "train.py", *half.argv("run", *more))
     words = ("--evaluate", "--resume", "run") if half.is_wrn else (half.data, "--model_path", "run")
     assert "top-1 error" in run("main.py", *words)
-    assert "| baseline" in run("report.py", "run")
+    words = ("run", "--figure", "x.png")
+    assert "| baseline" in run("report.py", *words, MPLBACKEND="nonsense")  # which is not used
+    assert (copy / "x.png").exists()
