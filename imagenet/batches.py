@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Subset, default_collate
+from torch.utils.data import DataLoader, Dataset, Subset, default_collate, get_worker_info
 
 from augmentation import RandomArea, RandomCrop, ignore_signals
 from common.command_line import UserError, plural
@@ -166,7 +166,10 @@ def collate(samples: Sequence[tuple[Tensor, int]]) -> list[Tensor]:
     """Stack images, channels last in memory as they are decoded, and labels."""
     images, labels = zip(*samples, strict=True)
     nhwc = torch.stack([image.permute(1, 2, 0) for image in images])
-    return [nhwc.permute(0, 3, 1, 2), default_collate(labels)]
+    batch = [nhwc.permute(0, 3, 1, 2), default_collate(labels)]
+    if get_worker_info():  # here an error, such as a full /dev/shm, ends the run; later it hangs
+        batch = [each.share_memory_() for each in batch]
+    return batch
 
 
 def device_batches(loader: Iterable, compute: Compute) -> Iterator[tuple[Tensor, Tensor]]:

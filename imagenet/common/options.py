@@ -69,6 +69,11 @@ class DeviceConfig:
         return {name: plain(value) for name, value in values.items()}
 
 
+# What `plain` returns, by a word in the type of the option.
+PLAIN = {"int": int, "float": (float, int), "bool": bool, "str": str, "Path": str, "tuple": list}
+PLAIN["None"] = type(None)
+
+
 def plain(value: object) -> object:
     """Return an option's value as JSON and checkpoints hold it."""
     if isinstance(value, tuple):
@@ -168,7 +173,8 @@ def from_checkpoint(
         may_change: further options that may be given with another value.
 
     Raises:
-        UserError: an option that must not change is given with another value.
+        UserError: an option that must not change is given with another value, or the checkpoint is
+            damaged.
     """
     saved = type(config)().to_dict() | saved
     fixed = set(config.names(FIXED)) - set(may_change)
@@ -185,8 +191,11 @@ def from_checkpoint(
             "start a new run in another folder"
         )
     kept = set(config.names(FIXED, FREE)) - config.given
-    types = {each.name: str(each.type) for each in fields(config)}
-    return replace(config, **{name: restored(saved[name], types[name]) for name in kept})
+    kinds = {each.name: str(each.type) for each in fields(config)}
+    for name in sorted(kept):
+        if not any(isinstance(saved[name], PLAIN[word]) for word in PLAIN if word in kinds[name]):
+            raise UserError(f"{source}: damaged, because its option {name} is {saved[name]!r:.50}")
+    return replace(config, **{name: restored(saved[name], kinds[name]) for name in kept})
 
 
 def restored(value: object, kind: str) -> object:

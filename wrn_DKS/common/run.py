@@ -28,6 +28,8 @@ from .options import TrainingConfig
 from .preemption import Preemption
 from .run_folder import CHECKPOINT, FORMAT, Run
 
+SUMS = {"top1": 1, "losses": 1, "images": 0}  # dimensions of the sums in an epoch
+
 
 def fit(
     run: Run,
@@ -192,17 +194,18 @@ def resume(run: Run, trainer: Trainer, steps: int, data: dict) -> None:
     if trainer.ema:
         checkpoint.load_weights(trainer.ema.module, saved["ema"], source)
     checkpoint.load_optimizer(trainer.optimizer, saved["optimizer"], source)
-    epoch, step = saved["epoch"], saved["step"]
+    epoch, step, sums = saved["epoch"], saved["step"], saved["sums"]
     try:
         if not 0 <= epoch * steps <= step <= (epoch + 1) * steps:
             raise ValueError(f"step {step} of epoch {epoch + 1}")
         trainer.scaler.load_state_dict(saved["scaler"])
         if saved["processes"] == world_size():
             generator(trainer.compute.device).set_state(saved["rng"][rank()])
-        if not all(value.isfinite().all() for value in saved["sums"].values()):
-            raise ValueError("sums that are not finite")
+        finite = all(value.isfinite().all() for value in sums.values())
+        if not finite or {name: value.ndim for name, value in sums.items()} not in ({}, SUMS):
+            raise ValueError("sums of another form")
         # The saved sums are over all processes, so only rank 0 starts from them.
-        trainer.sums.add(**{name: value * (rank() == 0) for name, value in saved["sums"].items()})
+        trainer.sums.add(**{name: value * (rank() == 0) for name, value in sums.items()})
     except (RuntimeError, TypeError, ValueError, IndexError, AttributeError) as error:
         raise UserError(f"{source} is damaged ({error}); use another checkpoint") from error
     trainer.epoch, trainer.step = epoch, step
