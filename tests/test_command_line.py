@@ -20,7 +20,6 @@ def test_spellings_of_the_same_options(half):
         ("--method DKS", "method", "dks"),
         ("--dtype BFloat16", "dtype", "bfloat16"),
         ("--dtype half", "dtype", "float16"),
-        ("--device CUDA:1", "device", "cuda:1"),
         ("--lr 1e-3", "lr", 0.001),
     ):
         assert getattr(half.parse(half.argv("x", *words.split())), name) == value, words

@@ -272,7 +272,7 @@ def test_all_processes_have_the_same_number_of_micro_batches(wrn, monkeypatch, t
         network, sizes = TinyNetwork("", num_classes=3), []
         network.register_forward_pre_hook(lambda _, args, sizes=sizes: sizes.append(len(args[0])))
         trainer = wrn.engine.Trainer(network, criterion, schedule, config, compute)
-        monkeypatch.setattr(trainer, "_no_sync", nullcontext)
+        monkeypatch.setattr(trainer._parallel, "no_sync", nullcontext, raising=False)
         batch = torch.randn(images, 3, 40, 40), torch.arange(images) % 3
         trainer.train_step(wrn.evaluation.Batch(*batch, total))
         assert sum(sizes) == images and min(sizes) > 0

@@ -135,7 +135,9 @@ class Trainer:
         means = []
         for part in range(parts):
             weight = len(labels[part]) / len(batch.labels)  # fraction of this process's images
-            with self._no_sync() if part < parts - 1 else nullcontext():
+            last = part == parts - 1 or world_size() == 1
+            # Gradients are all-reduced once, after the last part.
+            with nullcontext() if last else self._parallel.no_sync():
                 logits = self.compute.forward(self._parallel, images[part])
                 losses = self.criterion(logits, labels[part])
                 fraction = weight * (len(batch.labels) / batch.total)
@@ -148,10 +150,6 @@ class Trainer:
                 images=torch.full_like(self._nonfinite_step, len(labels[part])),
             )
         return torch.stack(means).sum()
-
-    def _no_sync(self):
-        """Return a context in which gradients are accumulated but not yet all-reduced."""
-        return self._parallel.no_sync() if world_size() > 1 else nullcontext()
 
     def check_losses(self) -> None:
         """Raise `UserError` if a loss of this process was not finite. Waits for the device."""

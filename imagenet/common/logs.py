@@ -6,8 +6,8 @@ Keys of a record in `log.jsonl`:
     train: mean losses and top-1 errors of the classifiers on the augmented images of the epoch,
         while the weights changed.
     test: `Scores` of the test, if the epoch was tested. ema: those of the averaged weights.
-    times: of this process, since the epoch started or was resumed. All other values do not depend
-        on whether the run was interrupted.
+    times, peak_memory_mib: of this process, since the epoch started or was resumed. All other
+        values do not depend on whether the run was interrupted.
     options, network, data, software: what was run.
 Errors are in percent, of the backbone, then of the branches from shallow to deep.
 """
@@ -200,11 +200,10 @@ class Progress:
         description: for example `epoch 3/200`.
         steps: number of batches.
         first: number of batches that are already done.
-        steps_after: number of steps of the run that come after these batches.
         every: batches between updates of the bar; by default as many as take 0.1 s.
     """
 
-    def __init__(self, description: str, steps: int, first=0, steps_after=0, every=None):
+    def __init__(self, description: str, steps: int, first: int = 0, every: int | None = None):
         self._bar = tqdm(
             total=steps,
             initial=first,
@@ -214,10 +213,8 @@ class Progress:
             dynamic_ncols=True,
             miniters=every,
             mininterval=0 if every else 0.1,
-            bar_format="{desc} {percentage:3.0f} %|{bar}|{postfix}",
+            unit="batch",
         )
-        self._first_step = self._done = first
-        self._steps, self._steps_after = steps, steps_after
         self._images, self._waiting_s = 0, 0.0
         self._start = time.perf_counter()
 
@@ -233,20 +230,14 @@ class Progress:
                     return
                 yield batch
                 self._images += batch.total
-                self._done += 1
                 self._bar.update()
         finally:
             self._bar.close()
 
     def show(self, loss: float) -> None:
-        """Show the loss of a batch, the throughput and the time that the run still takes."""
-        if self._bar.disable:
-            return
-        seconds = time.perf_counter() - self._start
-        to_do = self._steps - self._done - 1 + self._steps_after
-        left = tqdm.format_interval(seconds / (self._done + 1 - self._first_step) * to_do)
+        """Show the loss of a batch and the throughput."""
         rate = f"{self.times()['images_per_s']:.0f} img/s"
-        self._bar.set_postfix_str(f"loss {loss:.2f}, {rate}, {left} left", refresh=False)
+        self._bar.set_postfix_str(f"loss {loss:.2f}, {rate}", refresh=False)
 
     def times(self) -> dict[str, float]:
         """Return seconds, images per second (over all processes) and percent of time waiting."""

@@ -108,7 +108,7 @@ def run_epoch(
     epochs_after = config.epochs - trainer.epoch - 1
     first_step = trainer.step - trainer.epoch * train.steps
     name = f"epoch {trainer.epoch + 1}/{config.epochs}"
-    progress = Progress(name, train.steps, first_step, epochs_after * train.steps)
+    progress = Progress(name, train.steps, first_step)
     trainer.train_epoch(train, progress, save_if_due)
     record = {
         "lr": trainer.schedule.rate(trainer.step - 1),

@@ -39,11 +39,7 @@ def dtype_name(text: str) -> str:
     return DTYPES[choice(*DTYPES)(text)]
 
 
-def device_name(text: str) -> str:
-    return text.lower()
-
-
-dtype_name.metavar, device_name.metavar = "DTYPE", "DEVICE"
+dtype_name.metavar = "DTYPE"
 
 
 @dataclass(frozen=True)
@@ -51,7 +47,7 @@ class DeviceConfig:
     """The options of every command, training or not."""
 
     device: str = run_flag(
-        "auto", device_name, "cpu, cuda or cuda:N; auto: a GPU if any", role=LOCAL
+        "auto", str, "cpu, cuda or cuda:N; auto: a GPU if any", role=LOCAL, metavar="DEVICE"
     )
     dtype: str = run_flag(
         "float32", dtype_name, "of the forward pass: float32, bfloat16 or float16"
