@@ -117,7 +117,7 @@ def test_a_second_interrupt_ends_a_run_at_once_unless_it_comes_within_moments(
 ):
     """As `timeout`, torchrun and SLURM send it."""
     if late:
-        monkeypatch.setattr(half.scripts.preemption, "REPEATED_AFTER_S", -1)
+        monkeypatch.setattr(half.scripts.run, "REPEATED_AFTER_S", -1)
     interrupt_twice = lambda trainer: [signal.raise_signal(signal.SIGINT) for _ in "12"]  # noqa: E731
     assert half.train(tmp_path, at={1: interrupt_twice}) == 130
     assert (tmp_path / "checkpoint.pt").exists() != late

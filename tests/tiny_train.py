@@ -11,7 +11,7 @@ import signal
 
 from halves import TinyNetwork, before_call, before_steps, sigterm
 
-from common import engine, preemption, run
+from common import engine, run, run_folder
 from common.command_line import run_script
 
 try:
@@ -32,7 +32,7 @@ def bug(trainer) -> None:
 
 def sigterm_while_saving(trainer) -> None:
     """Send a signal after the processes have agreed to save."""
-    before_call(builtins, run, "gather", 1, sigterm)
+    before_call(builtins, run_folder, "gather", 1, sigterm)
 
 
 def nan(trainer) -> None:
@@ -44,7 +44,7 @@ def nan(trainer) -> None:
 
 def install_fault() -> None:
     """Let the processes agree at each step, and install the fault if it is of this process."""
-    preemption.AGREE_S = 0
+    run.AGREE_S = 0
     rank, step, name = os.environ["FAULT"].split()
     is_first = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0"
     if rank == os.environ["RANK"] and is_first:

@@ -1,4 +1,17 @@
-"""The folder of a run: locked, and never that of another run."""
+"""The folder of a run: locked, never that of another run, and its checkpoint.
+
+Keys of `checkpoint.pt`:
+    format: version of this format.
+    metadata: of the network: program, arch, classes and so on.
+    options: of the command line.
+    data: number of images, and a hash that tells data sets apart.
+    model, ema: state dicts; `ema` is empty without a weight average.
+    optimizer, scaler: state dicts; `scaler` is empty except in float16.
+    step, epoch: numbers of finished steps and epochs.
+    sums: of losses and correct predictions in the current epoch, over all processes.
+    rng, processes: state of each process's random generator, which dropout uses; their number.
+The learning rate and the order of the images are functions of the step.
+"""
 
 import contextlib
 import errno
@@ -8,20 +21,20 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
+
 from . import checkpoint
-from .command_line import UserError
-from .distributed import barrier, print_once, rank
+from .command_line import UserError, plural
+from .distributed import barrier, gather, print_once, rank, world_size
+from .engine import Trainer
 from .logs import LOG, JsonLog
 from .options import TrainingConfig, from_checkpoint
 
 CHECKPOINT, LOCK = "checkpoint.pt", "lock"
 FORMAT = 2
-KEYS = {  # of a checkpoint, described in `run.py`
-    **dict.fromkeys(("format", "step", "epoch", "processes"), int),
-    **dict.fromkeys(("metadata", "options", "data", "model", "ema", "optimizer"), dict),
-    **dict.fromkeys(("scaler", "sums"), dict),
-    "rng": list,
-}
+KEYS = {"rng": list} | dict.fromkeys("format step epoch processes".split(), int)
+KEYS |= dict.fromkeys("metadata options data model ema optimizer scaler sums".split(), dict)
+SUMS = {"top1": 1, "losses": 1, "images": 0}  # dimensions of the sums in an epoch
 
 
 def checkpoint_path(path: Path) -> Path:
@@ -154,3 +167,91 @@ def load_run(path: Path) -> dict:
             "version of this code that wrote it"
         )
     return content
+
+
+def save(run: Run, trainer: Trainer, metadata: dict, data: dict) -> None:
+    """Save the run, in all processes together: none leaves before rank 0 has saved.
+
+    Raises:
+        UserError: a weight is not finite, or the file can't be written. The previous one is kept.
+    """
+    trainer.check_losses()
+    sums, rng = trainer.sums.totals(), gather(generator(trainer.compute.device).get_state())
+    if rank() == 0:
+        model = trainer.model.state_dict()
+        if broken := [name for name, value in model.items() if not value.isfinite().all()]:
+            raise UserError(
+                f"not finite after step {trainer.step}: {checkpoint.abbreviate(broken)}; the "
+                "previous checkpoint was kept; try a lower --lr"
+            )
+        content = {
+            "format": FORMAT,
+            "metadata": metadata,
+            "options": run.config.to_dict(),
+            "data": data,
+            "model": model,
+            "ema": trainer.ema.module.state_dict() if trainer.ema else {},
+            "optimizer": trainer.optimizer.state_dict(),
+            "scaler": trainer.scaler.state_dict(),
+            "step": trainer.step,
+            "epoch": trainer.epoch,
+            "sums": sums,
+            "rng": rng,
+            "processes": world_size(),
+        }
+        checkpoint.save(run.folder / CHECKPOINT, content)
+    barrier()
+
+
+def generator(device: torch.device) -> torch.Generator:
+    """Return the default random generator of a device."""
+    if device.type == "cuda":
+        return torch.cuda.default_generators[device.index]
+    return torch.default_generator
+
+
+def resume(run: Run, trainer: Trainer, steps: int, data: dict) -> None:
+    """Load the checkpoint of a run into the trainer; `steps` are those of an epoch.
+
+    Raises:
+        UserError: it does not fit the network, is damaged, or is of a run on other images.
+    """
+    saved, source = run.saved, run.source
+    if saved["data"] != data:
+        raise UserError(
+            f"{source}: of a run on other images ({saved['data']}, now {data}); use the same ones, "
+            "or start a new run in another folder"
+        )
+    checkpoint.load_weights(trainer.model, saved["model"], source)
+    if trainer.ema:
+        checkpoint.load_weights(trainer.ema.module, saved["ema"], source)
+    checkpoint.load_optimizer(trainer.optimizer, saved["optimizer"], source)
+    epoch, step, sums = saved["epoch"], saved["step"], saved["sums"]
+    try:
+        if not 0 <= epoch * steps <= step <= (epoch + 1) * steps:
+            raise ValueError(f"step {step} of epoch {epoch + 1}")
+        trainer.scaler.load_state_dict(saved["scaler"])
+        if saved["processes"] == world_size():
+            generator(trainer.compute.device).set_state(saved["rng"][rank()])
+        finite = all(value.isfinite().all() for value in sums.values())
+        if not finite or {name: value.ndim for name, value in sums.items()} not in ({}, SUMS):
+            raise ValueError("sums of another form")
+        # The saved sums are over all processes, so only rank 0 starts from them.
+        trainer.sums.add(**{name: value * (rank() == 0) for name, value in sums.items()})
+    except (RuntimeError, TypeError, ValueError, IndexError, AttributeError) as error:
+        raise UserError(f"{source} is damaged ({error}); use another checkpoint") from error
+    trainer.epoch, trainer.step = epoch, step
+    done = plural(epoch, "epoch")
+    if step > epoch * steps:
+        done += f" and {step - epoch * steps} of {plural(steps, 'step')} of epoch {epoch + 1}"
+    if step > run.config.epochs * steps:
+        raise UserError(
+            f"--epochs {run.config.epochs}: the run in {source} has {done} done; use "
+            f"{-(-step // steps)} or more"
+        )
+    print_once(f"resumed from {source}: {done} done")
+    if saved["processes"] != world_size():
+        print_once(
+            f"note: {plural(saved['processes'], 'process')} before, {world_size()} now; this "
+            "changes the statistics of batch norm, and with them the results"
+        )

@@ -1,34 +1,22 @@
-"""The life of a training run: start or resume, epochs, save, stop.
+"""The life of a training run: start or resume, epochs, save at intervals, stop after a signal."""
 
-Keys of `checkpoint.pt`:
-    format: version of this format.
-    metadata: of the network: program, arch, classes and so on.
-    options: of the command line.
-    data: number of images, and a hash that tells data sets apart.
-    model, ema: state dicts; `ema` is empty without a weight average.
-    optimizer, scaler: state dicts; `scaler` is empty except in float16.
-    step, epoch: numbers of finished steps and epochs.
-    sums: of losses and correct predictions in the current epoch, over all processes.
-    rng, processes: state of each process's random generator, which dropout uses; their number.
-The learning rate and the order of the images are functions of the step.
-"""
-
+import signal
 import time
 from collections.abc import Callable, Sequence
 
 import torch
+import torch.distributed as dist
 
-from . import checkpoint
-from .command_line import UserError, plural
-from .distributed import barrier, gather, print_once, rank, world_size
+from .command_line import Interrupted
+from .distributed import print_once, rank, world_size
 from .engine import Trainer, TrainingBatches
 from .evaluation import Batch, Scores
 from .logs import Progress, RunLog, peak_memory_mib, train_record
 from .options import TrainingConfig
-from .preemption import Preemption
-from .run_folder import CHECKPOINT, FORMAT, Run
+from .run_folder import Run, resume, save
 
-SUMS = {"top1": 1, "losses": 1, "images": 0}  # dimensions of the sums in an epoch
+AGREE_S = 3.0  # between two times at which the processes agree whether to stop
+REPEATED_AFTER_S = 3.0  # `timeout`, torchrun and SLURM send the same signal twice within moments
 
 
 def fit(
@@ -96,7 +84,7 @@ def run_epoch(
     trainer: Trainer,
     train: TrainingBatches,
     test: Sequence[Batch],
-    preemption: Preemption,
+    preemption: "Preemption",
     save_now: Callable[[], None],
 ) -> tuple[dict, Scores | None]:
     """Train to the end of the epoch, and test if it is due; return its record and the scores."""
@@ -129,97 +117,71 @@ def run_epoch(
     return record | {name: each.to_dict() for name, each in scores.items()}, scores["test"]
 
 
-def save(run: Run, trainer: Trainer, metadata: dict, data: dict) -> None:
-    """Save the run, in all processes together: none leaves before rank 0 has saved.
+class Preemption:
+    """Notice that the run must be saved, and stop it after a termination signal.
 
-    Raises:
-        UserError: a weight is not finite, or the file can't be written. The previous one is kept.
+    The signal handler only sets a flag, which is looked at between two steps. Several processes
+    agree on it every few seconds, so that all of them stop after the same step.
+
+    Args:
+        minutes: between two checkpoints.
+        device: of this process.
+        how: to run the same command to continue, for a message.
     """
-    trainer.check_losses()
-    sums, rng = trainer.sums.totals(), gather(generator(trainer.compute.device).get_state())
-    if rank() == 0:
-        checkpoint.save(
-            run.folder / CHECKPOINT, content_of(run, trainer, metadata, data, sums, rng)
-        )
-    barrier()
 
+    def __init__(self, minutes: float, device: torch.device, how: str):
+        self._interval_s = 60 * minutes
+        self._device, self._how = device, how
+        self._signum, self._signaled_at = 0, 0.0
+        self._agreed = 0  # the signal on which all processes have agreed
+        self._saved_at = self._agreed_at = time.monotonic()
+        self._steps = self._steps_left = 1  # between two agreements
+        self._previous: dict = {}
 
-def content_of(
-    run: Run, trainer: Trainer, metadata: dict, data: dict, sums: dict, rng: list
-) -> dict:
-    """Return the content of a checkpoint. Raise `UserError` if a weight is not finite."""
-    model = trainer.model.state_dict()
-    if broken := [name for name, value in model.items() if not value.isfinite().all()]:
-        raise UserError(
-            f"not finite after step {trainer.step}: {checkpoint.abbreviate(broken)}; the previous "
-            "checkpoint was kept; try a lower --lr"
-        )
-    return {
-        "format": FORMAT,
-        "metadata": metadata,
-        "options": run.config.to_dict(),
-        "data": data,
-        "model": model,
-        "ema": trainer.ema.module.state_dict() if trainer.ema else {},
-        "optimizer": trainer.optimizer.state_dict(),
-        "scaler": trainer.scaler.state_dict(),
-        "step": trainer.step,
-        "epoch": trainer.epoch,
-        "sums": sums,
-        "rng": rng,
-        "processes": world_size(),
-    }
+    def __enter__(self) -> "Preemption":
+        numbers = [signal.SIGINT, signal.SIGTERM]
+        if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # which nohup ignores
+            numbers.append(signal.SIGHUP)
+        self._previous = {number: signal.signal(number, self._note) for number in numbers}
+        return self
 
+    def __exit__(self, *error) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
 
-def generator(device: torch.device) -> torch.Generator:
-    """Return the default random generator of a device."""
-    if device.type == "cuda":
-        return torch.cuda.default_generators[device.index]
-    return torch.default_generator
+    def _note(self, signum: int, frame) -> None:
+        now = time.monotonic()
+        if not self._signum:
+            self._signum, self._signaled_at = signum, now
+        elif now - self._signaled_at > REPEATED_AFTER_S:
+            signal.signal(signum, self._previous[signum])
+            signal.raise_signal(signum)
 
+    def is_due(self) -> bool:
+        """Return, after each step and on all processes alike, whether to save the run now."""
+        due = time.monotonic() - self._saved_at >= self._interval_s
+        if world_size() == 1:
+            self._agreed = self._signum
+            return due or self._agreed > 0
+        self._steps_left -= 1
+        return self._steps_left <= 0 and self.agree(due)
 
-def resume(run: Run, trainer: Trainer, steps: int, data: dict) -> None:
-    """Load the checkpoint of a run into the trainer; `steps` are those of an epoch.
+    def agree(self, due: bool = False) -> bool:
+        """Return whether any process has received a signal or finds that saving is due."""
+        now = time.monotonic()
+        step_us = round(1e6 * (now - self._agreed_at) / self._steps) + 1
+        self._agreed = self._signum
+        if world_size() > 1:
+            values = torch.tensor([self._signum, due, step_us], device=self._device)
+            dist.all_reduce(values, dist.ReduceOp.MAX)
+            self._agreed, due, step_us = values.tolist()
+        self._agreed_at = now
+        self._steps = self._steps_left = max(1, int(1e6 * min(AGREE_S, self._interval_s) / step_us))
+        return bool(due or self._agreed)
 
-    Raises:
-        UserError: it does not fit the network, is damaged, or is of a run on other images.
-    """
-    saved, source = run.saved, run.source
-    if saved["data"] != data:
-        raise UserError(
-            f"{source}: of a run on other images ({saved['data']}, now {data}); use the same ones, "
-            "or start a new run in another folder"
-        )
-    checkpoint.load_weights(trainer.model, saved["model"], source)
-    if trainer.ema:
-        checkpoint.load_weights(trainer.ema.module, saved["ema"], source)
-    checkpoint.load_optimizer(trainer.optimizer, saved["optimizer"], source)
-    epoch, step, sums = saved["epoch"], saved["step"], saved["sums"]
-    try:
-        if not 0 <= epoch * steps <= step <= (epoch + 1) * steps:
-            raise ValueError(f"step {step} of epoch {epoch + 1}")
-        trainer.scaler.load_state_dict(saved["scaler"])
-        if saved["processes"] == world_size():
-            generator(trainer.compute.device).set_state(saved["rng"][rank()])
-        finite = all(value.isfinite().all() for value in sums.values())
-        if not finite or {name: value.ndim for name, value in sums.items()} not in ({}, SUMS):
-            raise ValueError("sums of another form")
-        # The saved sums are over all processes, so only rank 0 starts from them.
-        trainer.sums.add(**{name: value * (rank() == 0) for name, value in sums.items()})
-    except (RuntimeError, TypeError, ValueError, IndexError, AttributeError) as error:
-        raise UserError(f"{source} is damaged ({error}); use another checkpoint") from error
-    trainer.epoch, trainer.step = epoch, step
-    done = plural(epoch, "epoch")
-    if step > epoch * steps:
-        done += f" and {step - epoch * steps} of {plural(steps, 'step')} of epoch {epoch + 1}"
-    if step > run.config.epochs * steps:
-        raise UserError(
-            f"--epochs {run.config.epochs}: the run in {source} has {done} done; use "
-            f"{-(-step // steps)} or more"
-        )
-    print_once(f"resumed from {source}: {done} done")
-    if saved["processes"] != world_size():
-        print_once(
-            f"note: {plural(saved['processes'], 'process')} before, {world_size()} now; this "
-            "changes the statistics of batch norm, and with them the results"
-        )
+    def saved(self) -> None:
+        """Note that the run is saved. Raise `Interrupted` if the processes agreed on a signal."""
+        self._saved_at = time.monotonic()
+        if self._agreed:
+            print_once(f"the run is saved; to continue, run the same command {self._how}")
+            raise Interrupted(self._agreed)
