@@ -123,20 +123,20 @@ def errors_of(folder, part="test"):
 
 
 def test_runs_that_differ_only_in_the_seed_are_averaged(half, runs, report):
-    """Each run once; with paired differences. Top-1 errors alone for 5 classes or fewer."""
+    """Each run once; with paired differences. No top-5 errors for 5 classes or fewer."""
     ours, theirs = errors_of(runs / "dks"), errors_of(runs / "baseline")
     rows, out, _ = report(runs / "dks", runs / "baseline", runs / "dks" / "2")
     for label, errors in (("dks", ours), ("baseline", theirs)):
         assert rows[label][:3] == ["3", "1", f"{mean(errors):.2f} ± {stdev(errors):.2f}"]
     train = errors_of(runs / "dks", "train")
-    assert rows["dks"][-1] == f"{mean(train):.2f} ± {stdev(train):.2f}" and "/ top-5" not in out
+    assert rows["dks"][3] == f"{mean(train):.2f} ± {stdev(train):.2f}" and "top-5" not in out
     assert ("WRN-10-0.25" if half.is_wrn else "resnet18") in out
     assert f"| {mean(ours) - mean(theirs):+.2f} " in out
-    for n in (2, 31, 40):
+    for n in (2, 11, 40):
         ours, theirs = ([float((i * k) % 7) for i in range(n)] for k in (3, 5))
         center, half_width = common_report(half).paired_difference(ours, theirs)
         interval = scipy.stats.ttest_rel(ours, theirs).confidence_interval(0.95)
-        tolerance = 1e-3 if n <= 31 else 0.05
+        tolerance = 1e-3 if n <= 11 else 0.2
         assert (center - half_width, center + half_width) == pytest.approx(interval, rel=tolerance)
 
 
@@ -179,12 +179,9 @@ def test_a_figure_is_drawn_or_the_table_only(half, runs, report, tmp_path, monke
     axes, curves = Figure().subplots(), [[(1, 9.0, 43.0), (2, 5.0, None)], [(1, 7.0, 45.0)]]
     common_report(half).plot_errors(axes, {"dks": curves})  # the means over the runs
     assert [line.get_xydata().tolist() for line in axes.lines] == [[[1, 44.0]], [[1, 8.0]]]
-    for figure, message in (
-        ("/nonexistent/x.png", "no such folder: /nonexistent; create it first"),
-        ("x.nonsense", "must end in .png, .svg or .pdf"),
-    ):
-        _, out, err = report(runs, "--figure", figure, status=2)
-        assert f"--figure {figure}: {message}" in err and not out
+    for figure, message in (("/nonexistent/x.png", "No such file"), ("x.nonsense", "supported")):
+        rows, _, err = report(runs, "--figure", figure, status=1)
+        assert len(rows) > 3 and f"--figure {figure}: can't be drawn (" in err and message in err
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     rows, _, err = report(runs, "--figure", path, status=1)
     assert len(rows) > 3 and "can't be drawn" in err

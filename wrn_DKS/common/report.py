@@ -22,14 +22,10 @@ NOT_FIXED = (  # options of the script folders that do not decide the result
 )
 UNUSED = {"dks": set(), "ds": {"direction", "synergy_weight"}}  # options a method ignores
 UNUSED["baseline"] = UNUSED["ds"] | {"aux_weight"}
-COLUMN_ORDER = {"test error": 0, "EMA weights": 1, "ensemble": 3, "train error": 4}  # branches: 2
 COLORS = {"baseline": "gray", "ds": "blue", "dks": "red"}  # of the first label that begins so
 OTHER_COLORS = "orange green purple brown pink olive cyan".split()
-T_QUANTILES = (  # 0.975 quantiles of Student's t distribution with 1, 2, … 30 degrees of freedom
-    *(12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228),
-    *(2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086),
-    *(2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042),
-)
+# 0.975 quantiles of Student's t distribution with 1, 2, … 10 degrees of freedom
+T_QUANTILES = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
 
 
 class Run(NamedTuple):
@@ -38,7 +34,7 @@ class Run(NamedTuple):
     folder: Path
     seed: int
     settings: dict  # what decides the result, apart from the seed, and the name of the data
-    errors: dict[str, tuple]  # by column: top-1 and, with more than 5 classes, top-5
+    errors: dict[str, float]  # by column of the table
     curve: list[tuple]  # epoch, training error, test error or None
 
 
@@ -50,17 +46,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     text = "draw the error curves into this .png, .svg or .pdf file"
     parser.add_argument("--figure", type=Path, metavar="FILE", help=text)
     given = parser.parse_given(argv)
-    if figure := given.get("figure"):
-        if figure.suffix.lower() not in (".png", ".svg", ".pdf"):
-            raise UserError(f"--figure {figure}: must end in .png, .svg or .pdf")
-        if not figure.parent.is_dir():
-            raise UserError(f"--figure {figure}: no such folder: {figure.parent}; create it first")
-    if hasattr(sys.stdout, "reconfigure"):
-        sys.stdout.reconfigure(errors="backslashreplace")
     groups = group_runs(read_runs(given["folders"]))
-    print(*error_tables(groups), *difference_table(groups), sep="\n\n", flush=True)
-    if figure:
-        draw({label: [run.curve for run in group] for label, group in groups.items()}, figure)
+    print(*error_table(groups), *difference_table(groups), sep="\n\n", flush=True)
+    if "figure" in given:
+        curves = {label: [run.curve for run in group] for label, group in groups.items()}
+        draw(curves, given["figure"])
 
 
 def read_runs(folders: Sequence[Path]) -> list[Run]:
@@ -88,14 +78,14 @@ def read_run(path: Path) -> Run | None:
         last, untested = tested[-1], {"top1_errors": [None]}
         parts = [(each["epoch"], each["train"], each.get("test", untested)) for each in records]
         curve = [(epoch, *(part["top1_errors"][0] for part in pair)) for epoch, *pair in parts]
-        by_name = Scores(**last["test"]).by_name()
-        errors = {name.removesuffix(" branch"): pair for name, pair in by_name.items()}
-        errors["test error"] = errors.pop("backbone")
-        if "ema" in last:
-            errors["EMA weights"] = Scores(**last["ema"]).by_name()["backbone"]
+        branches = Scores(**last["test"]).by_name()
+        top1, top5 = branches.pop("backbone")
+        errors = {"test error": top1, "top-5": top5, "train error": last["train"]["top1_errors"][0]}
         if last["data"]["classes"] <= 5:
-            errors = {name: pair[:1] for name, pair in errors.items()}
-        errors["train error"] = tuple(last["train"]["top1_errors"][:1])
+            del errors["top-5"]
+        if "ema" in last:
+            errors["EMA weights"] = last["ema"]["top1_errors"][0]
+        errors |= {name.removesuffix(" branch"): pair[0] for name, pair in branches.items()}
         return Run(path.parent, last["options"]["seed"], read_settings(last), errors, curve)
     except (LookupError, TypeError, ValueError, AttributeError) as error:
         raise UserError(f"{path}: not the log of a run ({error!r})") from error
@@ -135,43 +125,35 @@ def group_runs(runs: Sequence[Run]) -> dict[str, list[Run]]:
 
 
 def make_label(settings: dict, groups: Sequence[dict]) -> str:
-    """Return the method and what differs between groups of the same network and data."""
-    usual, defaults, words = ["network", "data"], TrainingConfig().to_dict(), [settings["method"]]
-    alike = {"network": [], "data": [], "epochs": [*usual, "method"]}
-    alike["milestones"] = [*usual, "epochs"]  # which they follow by default
+    """Return the method and what differs between groups of the same network."""
+    words, defaults = [settings["method"]], TrainingConfig().to_dict()
+    alike = [each for each in groups if each["network"] == settings["network"]]
     for name, value in settings.items():
-        same = alike.get(name, usual)
-        others = [each for each in groups if all(each[k] == settings[k] for k in same)]
+        others = groups if name in ("network", "data") else alike
         differs = any(each.get(name, value) != value for each in others)
         is_off = not value and not defaults.get(name)  # as by default
-        if differs and not is_off and name != "method" and "details" not in name:
+        if differs and not is_off and name not in ("method", "epochs") and "details" not in name:
             text = f"{name} {value}" if value else f"no {name}"
             words.append(text.removeprefix("network ").removesuffix(" True"))
     return ", ".join(words)
 
 
-def error_tables(groups: dict[str, list[Run]]) -> list[str]:
-    """Return a title, the table of errors and a note; two tables if top-5 errors make it wide."""
+def error_table(groups: dict[str, list[Run]]) -> list[str]:
+    """Return a title, the table of errors and a note."""
     runs = [run for group in groups.values() for run in group]
-    names = dict.fromkeys(name for run in runs for name in run.errors)
-    names = sorted(names, key=lambda name: COLUMN_ORDER.get(name, 2))
-
-    def table(kinds: slice, columns: Sequence[str] = names) -> str:
-        rows = [["runs", "n", "epochs", *columns]]
-        for label, group in groups.items():
-            errors = [[run.errors.get(column, ())[kinds] for run in group] for column in columns]
-            cells = [" / ".join(map(mean_std, zip(*each, strict=True))) or "–" for each in errors]
-            rows.append([label, str(len(group)), group[0].settings["epochs"], *cells])
-        return markdown(rows)
-
+    columns = list(dict.fromkeys(name for run in runs for name in run.errors))
+    rows = [["runs", "n", "epochs", *columns]]
+    for label, group in groups.items():
+        errors = [[run.errors[name] for run in group if name in run.errors] for name in columns]
+        cells = [mean_std(each) if each else "–" for each in errors]
+        rows.append([label, str(len(group)), group[0].settings["epochs"], *cells])
     about = [dict.fromkeys(run.settings[name] for run in runs) for name in ("network", "data")]
-    title = f"errors of {', '.join(about[0])} on {', '.join(about[1])} in percent"
+    title = (
+        f"Errors of {', '.join(about[0])} on {', '.join(about[1])} in percent, top-1 unless named"
+    )
     note = "The errors are those of the last tested epoch."
     note += " ±: sample standard deviation over n seeds." * (len(groups) < len(runs))
-    both, top1 = table(slice(2)), table(slice(1))
-    if both == top1 or both.index("\n") <= 100:
-        return [f"Top-1 {'/ top-5 ' * (both != top1)}{title}", both, note]
-    return [f"Top-1 {title}", top1, f"Top-5 {title}", table(slice(1, 2), names[:-1]), note]
+    return [title, markdown(rows), note]
 
 
 def difference_table(groups: dict[str, list[Run]]) -> list[str]:
@@ -181,7 +163,7 @@ def difference_table(groups: dict[str, list[Run]]) -> list[str]:
     baselines = [group for group in groups.values() if group[0].settings["method"] == "baseline"]
     for label, group in groups.items():
         for baseline in baselines:
-            both = [{run.seed: run.errors["test error"][0] for run in g} for g in (group, baseline)]
+            both = [{run.seed: run.errors["test error"] for run in g} for g in (group, baseline)]
             pairs = [[each[seed] for each in both] for seed in both[0] if seed in both[1]]
             alike = baseline[0].settings | blank == group[0].settings | blank
             if alike and group not in baselines and len(pairs) > 1:
@@ -202,7 +184,7 @@ def paired_difference(one: Sequence[float], other: Sequence[float]) -> tuple[flo
     """Return the mean of `one - other` and half the width of its 95 % interval (Student's t)."""
     differences = [a - b for a, b in zip(one, other, strict=True)]
     n = len(differences)
-    quantile = T_QUANTILES[n - 2] if n <= 31 else 1.96
+    quantile = T_QUANTILES[min(n - 2, 9)]  # of more, the interval is a little wider
     return mean(differences), quantile * stdev(differences) / n**0.5
 
 
