@@ -13,7 +13,7 @@ from augmentation import resized_side
 from batches import IMAGENET_MEAN, IMAGENET_STD
 from common.checkpoint import save_weights
 from common.command_line import UserError, one_line, plural
-from common.logs import LOG, JsonLog
+from common.logs import LOG, read_log
 from data import imagenet_synsets
 from flags import Config
 from weights import PROGRAM, WEIGHTS_FILE, Weights, build_network
@@ -206,7 +206,7 @@ def describe_errors(weights: Weights) -> str:
     """Return a table of the errors of exactly these weights, from the log beside the checkpoint."""
     log = Path(weights.source).with_name(LOG)
     same = ("step", weights.content["step"]), ("options", weights.content["options"])
-    records = JsonLog(log).records() if log.is_file() else []
+    records = read_log(log) if log.is_file() else []
     record = next((r for r in records if all(r.get(key) == value for key, value in same)), {})
     scores = record.get("ema" if weights.averaged else "test")
     if not scores:

@@ -15,7 +15,7 @@ import torch
 from common.checkpoint import write_atomically
 from common.command_line import UserError
 from common.evaluation import classifier_names
-from common.logs import JsonLog
+from common.logs import read_log
 from plan import LOGS, SCALED, Preset, Run
 from weights import build_network
 
@@ -66,7 +66,7 @@ Study = dict[str, dict[int, LoggedRun]]  # by row, then by seed
 
 def write_log(run: Run, source: Path, target: Path) -> None:
     """Write what the study needs of the run's `log.jsonl`, which is `source`, to `target`."""
-    records = JsonLog(source).records()
+    records = read_log(source)
     options, data = records[-1]["options"], records[-1]["data"]
     with torch.device("meta"):
         network = build_network(run.config(), data["classes"], options["method"] != "baseline")
@@ -119,7 +119,7 @@ def read_run(folder: Path, run: Run) -> LoggedRun | None:
     path = folder / f"{run.name}.jsonl"
     if not path.exists():
         return None
-    options, *epochs = JsonLog(path).records() or [{}]
+    options, *epochs = read_log(path) or [{}]
     expected = compact_options(run.config().to_dict(), run)
     if run.preset.split:
         classes, images = run.preset.split

@@ -67,16 +67,14 @@ def test_training_goes_on_without_tensorboard(half, tmp_path, monkeypatch, capsy
 
 
 def test_a_log_is_truncated_and_its_partly_written_last_line_ignored(wrn, tmp_path):
-    log = wrn.logs.JsonLog(tmp_path / "log")
-    log.truncate_after(0)  # the file does not exist yet
-    for epoch in (1, 2, 3):
-        log.append({"epoch": epoch, "error": epoch / 7})
-    with open(log.path, "a") as file:
+    path = tmp_path / "log.jsonl"
+    path.write_text("".join(f'{{"epoch": {n}, "error": {n / 7}}}\n' for n in (1, 2, 3)))
+    with open(path, "a") as file:
         file.write('{"epoch": 4, "err')  # killed while writing
-    assert [record["epoch"] for record in log.records()] == [1, 2, 3]
-    log.truncate_after(2)
-    assert log.path.read_text().count("\n") == 2
-    assert log.records()[1] == {"epoch": 2, "error": 2 / 7}
+    assert [record["epoch"] for record in wrn.logs.read_log(path)] == [1, 2, 3]
+    wrn.logs.RunLog(tmp_path, {}, 2, 20).close()
+    assert path.read_text().count("\n") == 2
+    assert wrn.logs.read_log(path)[1] == {"epoch": 2, "error": 2 / 7}
 
 
 METHODS = ("baseline", "ds", "dks")

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from .command_line import FREE, LOCAL, ArgumentParser, Incomplete, UserError, one_line
 from .evaluation import Scores
-from .logs import LOG, JsonLog
+from .logs import LOG, read_log
 from .options import METHODS, TrainingConfig
 
 NOT_FIXED = (  # options of the script folders that do not decide the result
@@ -69,7 +69,7 @@ def read_runs(folders: Sequence[Path]) -> list[Run]:
 
 def read_run(path: Path) -> Run | None:
     """Read the log of a run. If no epoch is tested, say so on standard error and return None."""
-    records = JsonLog(path).records()
+    records = read_log(path)
     tested = [record for record in records if "test" in record]
     if not tested:
         print(f"{path.parent}: no epoch is tested yet; left out", file=sys.stderr)
@@ -148,9 +148,8 @@ def error_table(groups: dict[str, list[Run]]) -> list[str]:
         cells = [mean_std(each) if each else "–" for each in errors]
         rows.append([label, str(len(group)), group[0].settings["epochs"], *cells])
     about = [dict.fromkeys(run.settings[name] for run in runs) for name in ("network", "data")]
-    title = (
-        f"Errors of {', '.join(about[0])} on {', '.join(about[1])} in percent, top-1 unless named"
-    )
+    networks, data = map(", ".join, about)
+    title = f"Errors of {networks} on {data} in percent, top-1 unless named"
     note = "The errors are those of the last tested epoch."
     note += " ±: sample standard deviation over n seeds." * (len(groups) < len(runs))
     return [title, markdown(rows), note]

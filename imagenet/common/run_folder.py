@@ -27,7 +27,7 @@ from . import checkpoint
 from .command_line import UserError, plural
 from .distributed import barrier, gather, print_once, rank, world_size
 from .engine import Trainer
-from .logs import LOG, JsonLog
+from .logs import LOG, read_log
 from .options import TrainingConfig, from_checkpoint
 
 CHECKPOINT, LOCK = "checkpoint.pt", "lock"
@@ -147,7 +147,7 @@ def checkpoint_to_resume(config: TrainingConfig, folder: Path) -> Path | None:
         return own
     if given and (given.resolve() == own.resolve() or not own.exists()):
         return given
-    epochs = len(JsonLog(folder / LOG).records()) if (folder / LOG).exists() else 0
+    epochs = len(read_log(folder / LOG)) if (folder / LOG).exists() else 0
     if own.exists() or epochs > 1:  # a run that was killed before its first save has one
         lost = "" if own.exists() else f", whose {CHECKPOINT} is missing"
         raise UserError(

@@ -32,44 +32,22 @@ from .evaluation import classifier_names
 LOG = "log.jsonl"
 
 
-class JsonLog:
-    """A text file with one JSON record per epoch. A partly written last line is ignored."""
+def read_log(path: Path) -> list[dict]:
+    """Return the records of a log. A partly written last line is ignored.
 
-    def __init__(self, path: Path):
-        self.path = path
-
-    def append(self, record: dict) -> None:
-        """Append a record and flush it to disk."""
+    Raises:
+        UserError: a line is not a record.
+    """
+    records = []
+    for line in path.read_text("utf-8", "replace").splitlines(keepends=True):
+        if not line.endswith("}\n"):
+            continue
         try:
-            with open(self.path, "a") as file:
-                file.write(json.dumps(record) + "\n")
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError as error:
-            raise UserError(f"{self.path} can't be written: {error.strerror}") from error
-
-    def truncate_after(self, epoch: int) -> None:
-        """Remove the records of epochs after `epoch`."""
-        if self.path.exists():
-            kept = [json.dumps(each) + "\n" for each in self.records() if each["epoch"] <= epoch]
-            write_atomically(self.path, lambda file: file.write("".join(kept).encode()))
-
-    def records(self) -> list[dict]:
-        """Return all complete records.
-
-        Raises:
-            UserError: a line is not a record.
-        """
-        records = []
-        for line in self.path.read_text("utf-8", "replace").splitlines(keepends=True):
-            if not line.endswith("}\n"):
-                continue
-            try:
-                record = json.loads(line)
-                records.append({**record, "epoch": int(record["epoch"])})
-            except (ValueError, KeyError, TypeError) as error:
-                raise UserError(f"{self.path}: not a record of a run: {line[:80]!r}") from error
-        return records
+            record = json.loads(line)
+            records.append({**record, "epoch": int(record["epoch"])})
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{path}: not a record of a run: {line[:80]!r}") from error
+    return records
 
 
 class RunLog:
@@ -82,9 +60,11 @@ class RunLog:
     """
 
     def __init__(self, folder: Path, about: dict, epoch: int, step: int):
-        self._log = JsonLog(folder / LOG)
-        self._log.truncate_after(epoch)
-        self._about = about
+        self._path, self._about = folder / LOG, about
+        if self._path.exists():
+            records = [each for each in read_log(self._path) if each["epoch"] <= epoch]
+            kept = "".join(json.dumps(each) + "\n" for each in records)
+            write_atomically(self._path, lambda file: file.write(kept.encode()))
         self._writer = None
         try:
             from torch.utils.tensorboard import SummaryWriter  # takes seconds
@@ -95,14 +75,17 @@ class RunLog:
 
     def write(self, record: dict) -> None:
         """Write the record of an epoch."""
-        self._log.append(record | self._about)
-        if self._writer:
-            try:
+        try:
+            with open(self._path, "a") as file:
+                file.write(json.dumps(record | self._about) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+            if self._writer:
                 for tag, value in scalars(record).items():
                     self._writer.add_scalar(tag, value, record["step"])
                 self._writer.flush()
-            except OSError as error:
-                raise UserError(f"no TensorBoard events written: {error.strerror}") from error
+        except OSError as error:
+            raise UserError(f"{self._path.parent} can't be written: {error.strerror}") from error
         print(describe(record, self._about["options"]["epochs"]), flush=True)
 
     def close(self) -> None:

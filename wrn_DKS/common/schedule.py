@@ -61,23 +61,18 @@ class Schedule(NamedTuple):
         return self.clears_momentum and in_epoch == 0 and epoch in self.milestones
 
     def __str__(self) -> str:
-        """Describe the schedule, such as `learning rate 0.1, decayed to 0.01 after epoch 30`."""
+        """Describe the schedule, such as `learning rate 0.1, times 0.1 after epoch 30 of 90`."""
         text = f"learning rate {self.lr:g}"
         if self.warmup_epochs:
-            unit = "epoch" if self.warmup_epochs == 1 else "epochs"
-            text += f" after {self.warmup_epochs:g} {unit} of linear warm-up"
+            text += f" after {self.warmup_epochs:g} epochs of linear warm-up"
         if self.first_epoch_factor != 1:
             text += f" ({self.lr * self.first_epoch_factor:g} in the first epoch)"
         if self.kind == "cosine":
-            return f"{text}, decayed to 0 along half a cosine over {plural(self.epochs, 'epoch')}"
-        rate, decays = self.lr, []
-        for milestone in sorted(self.milestones):
-            rate *= self.factor
-            if milestone < self.epochs:
-                decays.append(f"{rate:g} after {milestone}")
-        if not decays:
+            return f"{text}, half a cosine to 0 over {plural(self.epochs, 'epoch')}"
+        milestones = [str(each) for each in sorted(self.milestones) if each < self.epochs]
+        if not milestones:
             return f"{text}, constant over {plural(self.epochs, 'epoch')}"
-        return f"{text}, decayed to {', '.join(decays).replace('after', 'after epoch', 1)}"
+        return f"{text}, times {self.factor:g} after epoch {', '.join(milestones)} of {self.epochs}"
 
 
 def make_schedule(config: TrainingConfig, steps_per_epoch: int, **options) -> Schedule:
