@@ -36,8 +36,7 @@ class Preset:
     settings: dict[str, str] = field(default_factory=dict)
 
 
-# Chosen by time and by the baseline's training error: README.md. There are five times as many test
-# images as training images.
+# Chosen by time and by the baseline's training error: README.md. Tests take longer than training.
 SMALL = {"dataset": "folder", "image_size": 16, "depth": 16, "width": 1.0, "epochs": 625}
 SMALL |= {"batch_size": 64, "test_every": 5}
 MAIN, DROPOUT = dict.fromkeys(METHODS, 5), {"baseline-dropout": 3, "dks-dropout": 3}

@@ -78,8 +78,8 @@ def error_table(preset: Preset, study: Study) -> str:
         means = [mean_of(runs, name) for name in ("backbone", "training", "best")]
         best = sorted({run.best_epoch["epoch"] for run in runs.values()})
         epochs = f"{best[0]} to {best[-1]}" if best[1:] else f"{best[0]}"
-        last = min(run.tested[-1]["epoch"] for run in runs.values())
-        at = "" if all(run.is_finished for run in runs.values()) else f", at epoch {last}"
+        last = [run.tested[-1]["epoch"] for run in runs.values() if not run.is_finished]
+        at = f", at epoch {min(last)}" if last else ""
         count = f"{len(runs)} of {(preset.beside | preset.rows)[row]}{at}"
         lines.append((row, count, *means, epochs, paper.get(row, "")))
     return table(titles, lines)
@@ -135,8 +135,8 @@ def gain_table(preset: Preset, study: Study) -> str:
     titles += "− that of the plain recipe, same seeds", "95 % interval"
     lines, plain = [], {}
     for label, gain in gains(preset, study).items():
-        rows = [study.get(method + preset.settings[label], {}) for method in METHODS]
-        means = [mean_of(runs, "backbone") for runs in rows]
+        rows = [method + preset.settings[label] for method in METHODS]
+        means = [mean_of(study.get(row, {}), "backbone") for row in rows]
         change = [gain[seed] - plain[seed] for seed in gain if plain]
         cells = mean_and_interval(change) if change else ("", "")
         lines.append((label, len(gain), *means, *mean_and_interval([*gain.values()]), *cells))

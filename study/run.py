@@ -24,8 +24,8 @@ CLASSES, IMAGES = 20, 50  # of a split, and for training in each class
 
 def main(argv: list[str] | None = None) -> None:
     parser = ArgumentParser(prog="study/run.py", description="Train all runs of a study.")
-    add, names = parser.add_argument, ", ".join(PRESETS)
-    add("--preset", type=choice(*PRESETS), default="scaled", help=f"{names} (default: scaled)")
+    add = parser.add_argument
+    add("--preset", type=choice(*PRESETS), default="scaled", help="or follow-up, or cifar100")
     add("--data", type=Path, required=True, help="folder of the images; see README.md")
     add("--out", type=Path, required=True, help="folder of the runs")
     add("--seeds", type=COUNT, default=5, help="at most so many runs of each row (default: all)")

@@ -30,8 +30,7 @@ def main(argv: list[str] | None = None) -> None:
         path = WEIGHTS / f"resnet32-cifar100-{method}.safetensors"
         if path.is_file():
             log = LoggedRun(LOGS / "cifar100" / f"{method}-seed1.jsonl")
-            pair = top1_error(path, data), log.errors["backbone"]
-            errors[method] = [f"{error:.2f}" for error in pair]
+            errors[method] = f"{top1_error(path, data):.2f}", f"{log.errors['backbone']:.2f}"
     if not errors:
         raise UserError(f"{WEIGHTS}: no resnet32-cifar100-METHOD.safetensors in it")
     print("| method | top-1 error, % | in the log, % | equal |\n| --- | --- | --- | --- |")
