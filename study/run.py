@@ -1,161 +1,95 @@
-"""Train all runs of a study that are not done, then print its tables.
+"""Train all runs of a study, then print their tables.
 
     python study/run.py --data DIR --out DIR --jobs 2
 
-reads images from DIR/train/<class> and DIR/val/<class>. README.md explains the plans. A run is done
-when its log is in study/PRESET. An interrupted run is resumed from its checkpoint in --out.
+The same command resumes interrupted runs and passes over finished ones.
 """
 
-import os
-import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from queue import SimpleQueue
-from typing import NoReturn
 
 sys.path.insert(1, str(Path(__file__).parents[1] / "wrn_DKS"))  # after the folder of this file
 
-import torch
-
-from common.command_line import Interrupted, UserError, build_parser, run_script
-from common.images import list_class, list_images
-from common.logs import LOG
-from common.options import COUNT, run_flag
-from data import CIFAR, load_cifar
-from logs import read_run, write_log
-from plan import PlanOptions, Run
-from report import tables
+from common import report
+from common.command_line import ArgumentParser, UserError, choice, run_script
+from common.options import COUNT
+from plan import CHANGES, FULL_SIZE, PRESETS
 
 MAIN = Path(__file__).parents[1] / "wrn_DKS" / "main.py"
-OUTPUT = "output.txt"  # what a run prints
+CLASSES, IMAGES = 20, 50  # of a split, and for training in each class
 
 
-@dataclass(frozen=True)
-class Options(PlanOptions):
-    rows: Sequence[str] = run_flag(
-        (), str, "only these rows (default: all)", nargs="+", metavar="NAME"
-    )
-    seeds: int = run_flag(5, COUNT, "at most so many runs of each row")
-    data: Path = run_flag(None, Path, "folder of the images, or of CIFAR-100", required=True)
-    out: Path = run_flag(None, Path, "folder of checkpoints and output", required=True)
-    jobs: int = run_flag(
-        1, COUNT, "parallel runs; several of them use one thread each, and take the GPUs in turn"
-    )
+def main(argv: list[str] | None = None) -> None:
+    parser = ArgumentParser(prog="study/run.py", description="Train all runs of a study.")
+    add = parser.add_argument
+    add("--preset", type=choice(*PRESETS), default="scaled", help="or follow-up, or cifar100")
+    add("--data", type=Path, required=True, help="folder of the images; see README.md")
+    add("--out", type=Path, required=True, help="folder of the runs")
+    add("--seeds", type=COUNT, default=5, help="at most so many runs of each row (default: all)")
+    add("--jobs", type=COUNT, default=1, help="number of parallel runs")
+    given = parser.parse_given(argv)
+    preset, folder = PRESETS[given["preset"]], given["out"] / given["preset"]
+    runs: dict[str, dict] = {}
+    for row, seeds in preset.rows.items():
+        method, _, change = row.partition("-")
+        data = given["data"].resolve()
+        if preset is not FULL_SIZE:
+            data = link_split(data, folder, 20 if change == "21to40" else 0)
+        for seed in range(1, 1 + min(seeds, given["seeds"])):
+            own = {"method": method, "seed": seed, "dataroot": data, "resume": "auto"}
+            runs[f"{row}-seed{seed}"] = preset.options | own | CHANGES.get(change, {})
+    if failed := train_all(runs, folder, given["jobs"]):
+        raise UserError(f"{len(failed)} of {len(runs)} runs failed; see {folder / failed[0]}.txt")
+    report.main([str(folder)])
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    parser = build_parser(Options, "study/run.py", "Train all runs of a study not yet done.")
-    options = Options(**parser.parse_given(argv))
-    preset, logs = options.plan()
-    rows = list(dict.fromkeys(run.row for run in preset.runs()))
-    if unknown := [row for row in options.rows if row not in rows]:
-        raise UserError(f"--rows {unknown[0]}: no such row; choose from {', '.join(rows)}")
-    chosen = [run for run in preset.runs() if run.row in (options.rows or rows)]
-    missing = [run for run in chosen if run.seed <= options.seeds and not is_done(run, logs)]
-    print(f"{preset}, {len(missing)} to train; logs in {logs}", flush=True)
-    if missing and (failed := train_all(missing, options, logs)):
-        raise UserError(
-            f"{len(failed)} of {len(missing)} runs failed: {', '.join(failed)}; repeat the command "
-            "to try them again"
-        )
-    print(f"\n{tables(preset, logs)}")
+def link_split(data: Path, folder: Path, first: int) -> Path:
+    """Make a folder of links, a split of `CLASSES` classes of `data` from number `first` on.
+
+    The first `IMAGES` of each class in `data`/train, by name, go to its train/. All others of these
+    classes, and those in `data`/val, go to its test/.
+    """
+    split = folder / f"classes-from-{first + 1}"
+    classes = sorted((data / "train").iterdir())[first : first + CLASSES]
+    if len(classes) < CLASSES:
+        raise UserError(f"{data}/train: fewer than {first + CLASSES} classes")
+    for path in classes:
+        train, val = (sorted((data / part / path.name).iterdir()) for part in ("train", "val"))
+        for index, image in enumerate(train + val):
+            part = "train" if index < IMAGES else "test"
+            link = split / part / path.name / f"{index:05}-{image.name}"
+            link.parent.mkdir(parents=True, exist_ok=True)
+            if not link.is_symlink():
+                link.symlink_to(image)
+    return split
 
 
-def is_done(run: Run, logs: Path) -> bool:
-    log = read_run(logs, run)
-    return log is not None and log.is_finished
+def train_all(runs: dict[str, dict], folder: Path, jobs: int) -> list[str]:
+    """Train `jobs` runs at a time, each in a process; return the names of those that failed."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
+    folder.mkdir(parents=True, exist_ok=True)
+    processes = []
 
-
-def train_all(runs: Sequence[Run], options: Options, logs: Path) -> list[str]:
-    """Train `--jobs` runs at a time, each in a process; return the names of those that failed."""
-    signal.signal(signal.SIGTERM, stop)
-    logs.mkdir(parents=True, exist_ok=True)
-    roots = prepare_data(runs, options)
-    gpus = [f"cuda:{index}" for index in range(torch.cuda.device_count())] or ["auto"]
-    devices: SimpleQueue[str] = SimpleQueue()
-    for job in range(options.jobs):
-        devices.put(gpus[job % len(gpus)])
-    environment = os.environ | ({"OMP_NUM_THREADS": "1"} if options.jobs > 1 else {})
-    folder, processes, failed = options.out / options.preset, [], []
-
-    def train(run: Run) -> int:
-        save, device = folder / run.name, devices.get()
-        save.mkdir(parents=True, exist_ok=True)
-        values = {"dataroot": roots[run.first_class], "save": save, "device": device}
-        values |= run.options() | {"resume": "auto"}
-        flags = [f"--{name}" if v is True else f"--{name}={v}" for name, v in values.items()]
-        words = [sys.executable, MAIN, *flags]
-        with open(save / OUTPUT, "a") as output:
-            process = subprocess.Popen(words, env=environment, stdout=output, stderr=output)
+    def train(name: str) -> str:
+        options = runs[name] | {"save": folder / name}
+        flags = [f"--{key}" if v is True else f"--{key}={v}" for key, v in options.items()]
+        with open(folder / f"{name}.txt", "a") as output:
+            command = [sys.executable, MAIN, *flags]
+            process = subprocess.Popen(command, stdout=output, stderr=output)
             processes.append(process)
             status = process.wait()
-        devices.put(device)
-        if status == 0:
-            write_log(run, save / LOG, logs / f"{run.name}.jsonl")
-        return status
+        print(f"{name}: {'FAILED' if status else 'done'}", flush=True)
+        return name if status else ""
 
-    with ThreadPoolExecutor(options.jobs) as pool:
-        futures = {pool.submit(train, run): run.name for run in runs}
+    with ThreadPoolExecutor(jobs) as pool:
         try:
-            for future in as_completed(futures):
-                name = futures[future]
-                if future.result():
-                    failed.append(name)
-                text = (folder / name / OUTPUT).read_text(errors="replace") or "no output\n"
-                outcome = "FAILED" if name in failed else "done"
-                print(f"{outcome} {name}: {text.splitlines()[-1]}", flush=True)
-        except BaseException:  # a signal, such as Ctrl-C
-            pool.shutdown(wait=False, cancel_futures=True)
-            for process in processes:
-                process.terminate()  # it saves its checkpoint
-            raise
-    return failed
-
-
-def stop(signum: int, frame: object) -> NoReturn:
-    raise Interrupted(signum)
-
-
-def prepare_data(runs: Sequence[Run], options: Options) -> dict[int, Path]:
-    """Return the folder for `--dataroot`, by the first class of a run."""
-    firsts, split = {run.first_class for run in runs}, runs[0].preset.split
-    if split:
-        data = options.data.resolve()
-        return {first: link_split(data, options.out, first, *split) for first in firsts}
-    if (name := runs[0].config().dataset) in CIFAR:
-        load_cifar(name, options.data)  # downloads it once, for all runs
-    return dict.fromkeys(firsts, options.data)
-
-
-def link_split(data: Path, out: Path, first: int, count: int, images: int) -> Path:
-    """Make a folder of links, a split of `count` classes of `data` from number `first` on.
-
-    The first `images` of each class in `data`/train, by name, go to its train/. All others of these
-    classes, and those in `data`/val, go to its test/.
-
-    Raises:
-        UserError: `data` has too few classes or images.
-    """
-    folder = out / f"split-{count}x{images}-from-{first + 1}"
-    shutil.rmtree(folder, ignore_errors=True)
-    classes = list_images(data / "train").classes[first : first + count]
-    if len(classes) < count:
-        raise UserError(f"{data}/train: fewer than {first + count} classes")
-    for name in classes:
-        train, val = (list_class(data / part / name)[0] for part in ("train", "val"))
-        if len(train) <= images:
-            raise UserError(f"{data}/train/{name}: {len(train)} images, expected over {images}")
-        for index, path in enumerate(train + val):
-            part = "train" if index < images else "test"
-            link = folder / part / name / f"{index:05}-{Path(path).name}"
-            link.parent.mkdir(parents=True, exist_ok=True)
-            link.symlink_to(path)
-    return folder
+            return [failed for failed in pool.map(train, runs) if failed]
+        finally:
+            for process in processes:  # that still run after a signal, such as Ctrl-C
+                process.terminate()  # saves the checkpoint
 
 
 if __name__ == "__main__":
