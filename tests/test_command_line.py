@@ -95,7 +95,7 @@ def test_exit_status_and_message_by_exception(wrn, capsys):
 @pytest.mark.parametrize(
     ("variables", "message"),
     [
-        ({"SLURM_NTASKS": "4", "SLURM_PROCID": "0"}, "srun has started 4 tasks"),
+        ({"SLURM_NTASKS": "4", "SLURM_PROCID": "0"}, "SLURM_NTASKS is 4"),
         ({"RANK": "abc", "WORLD_SIZE": "2"}, "RANK and WORLD_SIZE are set"),
         ({"RANK": "0", "WORLD_SIZE": "1"}, "MASTER_ADDR"),
         ({"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "localhost"}, "MASTER_PORT"),

@@ -6,6 +6,7 @@ The checkpoint of a run is a dict of `torch.save`. An export is the state dict o
 
 import argparse
 import contextlib
+import errno
 import json
 import os
 import re
@@ -23,6 +24,7 @@ from .command_line import UserError, one_line
 from .distributed import print_once
 
 METADATA_KEY = "dks"  # of the metadata in an export
+FORMAT = 2  # of the checkpoint of a run
 
 
 def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
@@ -32,13 +34,14 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
         UserError: the file can't be written, for example because the disk is full. An existing
             file is left untouched.
     """
-    temporary = path.with_name(path.name + ".tmp")
+    target = path.resolve()  # a symbolic link stays one
+    temporary = target.with_name(target.name + ".tmp")
     try:
         with open(temporary, "wb") as file:
             write(file)
             file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+            flush_to_disk(file.fileno())
+        os.replace(temporary, target)
     except (OSError, RuntimeError) as error:
         # torch's zip writer raises a RuntimeError of its own after an OSError.
         cause = error.__context__ if isinstance(error.__context__, OSError) else error
@@ -51,11 +54,20 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
     with contextlib.suppress(OSError):  # not every file system can flush a folder
-        descriptor = os.open(path.parent, os.O_RDONLY)
+        descriptor = os.open(target.parent, os.O_RDONLY)
         try:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+def flush_to_disk(descriptor: int) -> None:
+    """Flush a file, unless its file system has no such call."""
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):
+            raise
 
 
 def save(path: Path, content: dict) -> None:
@@ -88,12 +100,20 @@ def load(path: Path) -> dict:
             reason = f"it contains {found[1]}, which loading could run"
         # Between these two, torch says what is wrong; before, how to run the code all the same.
         reason = reason.rpartition("WeightsUnpickler error: ")[2].partition(" Check the doc")[0]
+        with open(path, "rb") as file:
+            if file.read(8).startswith((b"<", b"version ")):
+                reason = "it is a web page or a pointer of git-lfs; download the file itself"
         raise UserError(
             f"{path} can't be loaded as a checkpoint ({reason[:150]}); use an undamaged file that "
             "contains only tensors and plain values"
         ) from error
     if not isinstance(content, dict):
         raise UserError(f"{path}: expected a dict, found {type(content).__name__}")
+    if metadata_of(content) and content.get("format", FORMAT) != FORMAT:
+        raise UserError(
+            f"{path}: expected checkpoint format {FORMAT}, found {content['format']}; use the "
+            "version of this code that wrote it"
+        )
     return content
 
 

@@ -11,9 +11,11 @@ import os
 import signal
 import sys
 import traceback
+import unicodedata
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import field, fields
+from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
@@ -64,6 +66,8 @@ def option(
         role: what a resumed run does with it.
         argument: further arguments of argparse's `add_argument`.
     """
+    if kind is Path:
+        kind = expanded_path
     if kind is not bool:
         argument = {"type": kind, "metavar": getattr(kind, "metavar", "PATH")} | argument
     metadata = {"group": group, "help": help, "aliases": aliases, "role": role}
@@ -79,12 +83,20 @@ class ArgumentParser(argparse.ArgumentParser):
     def parse_given(self, argv: Sequence[str] | None = None) -> dict:
         """Return the options that are on the command line, by name."""
         flags = {flag.replace("_", "-"): flag for flag in self._option_string_actions}
-        words = []
+        words, used = [], {}
         for word in sys.argv[1:] if argv is None else argv:
             flag, equals, value = word.partition("=")
+            if not word or (equals and not value):
+                self.error(f"an empty argument ({word!r}): is a variable of the shell not set?")
+            if not word.isascii() and unicodedata.category(word[0]) == "Pd":
+                self.error(f"{word} begins with a typographic dash; type hyphens")
             if flag.startswith("--") and flag.replace("_", "-") not in flags:
                 self.error(f"unknown option {flag}{hint(flag.replace('_', '-'), flags)}")
-            words.append(flags.get(flag.replace("_", "-"), flag) + equals + value)
+            flag = flags.get(flag.replace("_", "-"), flag)
+            action = self._option_string_actions.get(flag)
+            if action and used.setdefault(action.dest, action) is not action:
+                self.error(f"{flag} is another name of {used[action.dest].option_strings[-1]}")
+            words.append(flag + equals + value)
         return vars(self.parse_args(words))
 
     def error(self, message: str) -> NoReturn:
@@ -112,6 +124,10 @@ def build_parser(config_class: type, prog: str, description: str) -> ArgumentPar
         flags.sort(key=lambda flag: flag.startswith("--"))  # short ones first, as in --help
         groups[about["group"]].add_argument(*flags, dest=each.name, help=text, **argument)
     return parser
+
+
+def expanded_path(text: str) -> Path:
+    return Path(text).expanduser()  # the shell leaves the ~ of --save=~/runs
 
 
 def hint(word: str, known: Iterable[str]) -> str:
@@ -176,7 +192,8 @@ def run_script(run: Callable[[], None]) -> NoReturn:
     for name in ("stdout", "stderr"):  # output never ends a computation
         if getattr(sys, name) is None:  # closed
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
-        getattr(sys, name).reconfigure(errors="backslashreplace")
+        if hasattr(getattr(sys, name), "reconfigure"):  # not in a notebook
+            getattr(sys, name).reconfigure(errors="backslashreplace")
     status = exit_status(run)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # DataLoader's handler would raise an error
     for worker in multiprocessing.active_children():

@@ -5,6 +5,7 @@ Every function also works in a single process without a process group.
 
 import contextlib
 import os
+import sys
 import time
 import uuid
 import warnings
@@ -126,12 +127,12 @@ def process_group(device_name: str) -> Iterator[torch.device]:
     Raises:
         UserError: see `select_device`; or the environment variables are not those of torchrun.
     """
-    tasks = os.environ.get("SLURM_NTASKS", "1")
     if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
-        if tasks.isdecimal() and int(tasks) > 1 and "SLURM_PROCID" in os.environ:
+        name = "SLURM_NTASKS" if "SLURM_PROCID" in os.environ else "OMPI_COMM_WORLD_SIZE"
+        if (tasks := os.environ.get(name, "1")) != "1":
             raise UserError(
-                f"srun has started {tasks} tasks, each of which would be a run of its own; start "
-                "one task per node, which runs torchrun"
+                f"{name} is {tasks}: each task would be a run of its own; start one task per node, "
+                "which runs torchrun"
             )
         yield select_device(device_name)
         return
@@ -201,9 +202,12 @@ def first_on_node() -> Iterator[bool]:
 
 
 def print_once(text: str) -> None:
-    """Print a line on rank 0 only."""
+    """Print a line on rank 0 only. Output that can't be written is lost: it never ends a run."""
     if rank() == 0:
-        print(text, flush=True)
+        try:
+            print(text, flush=True)
+        except OSError:  # the reader of a pipe has ended, or the disk is full
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def sum_over_processes(values: Tensor) -> Tensor:

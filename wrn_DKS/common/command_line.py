@@ -11,9 +11,11 @@ import os
 import signal
 import sys
 import traceback
+import unicodedata
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import field, fields
+from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
@@ -64,6 +66,8 @@ def option(
         role: what a resumed run does with it.
         argument: further arguments of argparse's `add_argument`.
     """
+    if kind is Path:
+        kind = expanded_path
     if kind is not bool:
         argument = {"type": kind, "metavar": getattr(kind, "metavar", "PATH")} | argument
     metadata = {"group": group, "help": help, "aliases": aliases, "role": role}
@@ -79,12 +83,20 @@ class ArgumentParser(argparse.ArgumentParser):
     def parse_given(self, argv: Sequence[str] | None = None) -> dict:
         """Return the options that are on the command line, by name."""
         flags = {flag.replace("_", "-"): flag for flag in self._option_string_actions}
-        words = []
+        words, used = [], {}
         for word in sys.argv[1:] if argv is None else argv:
             flag, equals, value = word.partition("=")
+            if not word or (equals and not value):
+                self.error(f"an empty argument ({word!r}): is a variable of the shell not set?")
+            if not word.isascii() and unicodedata.category(word[0]) == "Pd":
+                self.error(f"{word} begins with a typographic dash; type hyphens")
             if flag.startswith("--") and flag.replace("_", "-") not in flags:
                 self.error(f"unknown option {flag}{hint(flag.replace('_', '-'), flags)}")
-            words.append(flags.get(flag.replace("_", "-"), flag) + equals + value)
+            flag = flags.get(flag.replace("_", "-"), flag)
+            action = self._option_string_actions.get(flag)
+            if action and used.setdefault(action.dest, action) is not action:
+                self.error(f"{flag} is another name of {used[action.dest].option_strings[-1]}")
+            words.append(flag + equals + value)
         return vars(self.parse_args(words))
 
     def error(self, message: str) -> NoReturn:
@@ -112,6 +124,10 @@ def build_parser(config_class: type, prog: str, description: str) -> ArgumentPar
         flags.sort(key=lambda flag: flag.startswith("--"))  # short ones first, as in --help
         groups[about["group"]].add_argument(*flags, dest=each.name, help=text, **argument)
     return parser
+
+
+def expanded_path(text: str) -> Path:
+    return Path(text).expanduser()  # the shell leaves the ~ of --save=~/runs
 
 
 def hint(word: str, known: Iterable[str]) -> str:
@@ -176,7 +192,8 @@ def run_script(run: Callable[[], None]) -> NoReturn:
     for name in ("stdout", "stderr"):  # output never ends a computation
         if getattr(sys, name) is None:  # closed
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
-        getattr(sys, name).reconfigure(errors="backslashreplace")
+        if hasattr(getattr(sys, name), "reconfigure"):  # not in a notebook
+            getattr(sys, name).reconfigure(errors="backslashreplace")
     status = exit_status(run)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # DataLoader's handler would raise an error
     for worker in multiprocessing.active_children():
@@ -201,34 +218,27 @@ def exit_status(run: Callable[[], None]) -> int:
             run()
         return 0
     except (UserError, OSError) as error:
-        print_error(one_line(error))
-        return error.status if isinstance(error, UserError) else 2
-    except KeyboardInterrupt:
-        print_error("stopped by SIGINT")
-        return 130
-    except Interrupted as stop:
-        print_error(f"stopped by {stop}")
-        return stop.status
+        message, status = one_line(error), getattr(error, "status", 2)
+    except (KeyboardInterrupt, Interrupted) as stop:
+        message = f"stopped by {str(stop) or 'SIGINT'}"
+        status = getattr(stop, "status", 130)
     except Exception as error:
+        status = 2
         if is_out_of_memory(error):
-            print_error(f"not enough memory ({one_line(error, 150)}); use a smaller -b")
-            return 2
-        if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
-            print_error(f"--compile: {one_line(error, 200)}; is there a C++ compiler?")
-            return 2
-        if isinstance(error, dist.DistError) or "gloo" in str(error):
-            print_error(
+            message = f"not enough memory ({one_line(error, 150)}); use a smaller -b"
+        elif type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+            message = f"--compile: {one_line(error, 200)}; is there a C++ compiler?"
+        elif isinstance(error, dist.DistError) or "gloo" in str(error):
+            message = (
                 f"{one_line(error, 300)}; look for the error of another process above, or set "
                 "NCCL_DEBUG=INFO; in Docker, increase --shm-size"
             )
-            return 2
-        traceback.print_exc()
-        return 1
-
-
-def print_error(message: str) -> None:
+        else:
+            traceback.print_exc()
+            return 1
     with contextlib.suppress(OSError):
         print(f"error: {message}", file=sys.stderr, flush=True)
+    return status
 
 
 def is_out_of_memory(error: BaseException) -> bool:

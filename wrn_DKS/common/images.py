@@ -21,7 +21,7 @@ from .command_line import UserError, one_line, plural
 from .distributed import print_once, rank
 
 EXTENSIONS = (*IMG_EXTENSIONS, ".jfif")
-DEBRIS = ("__MACOSX", "Thumbs.db", "desktop.ini")  # beside hidden files, of file managers
+DEBRIS = ("__MACOSX", "@eaDir", "Thumbs.db", "desktop.ini")  # of file managers, beside hidden files
 TEST_FOLDERS = ("val", "valid", "test")  # in this order: ImageNet has a `test` without labels
 
 
@@ -141,7 +141,10 @@ def read_rgb(path: Path) -> Image.Image:
         UserError: the file can't be read or decoded; the message begins with its path.
     """
     try:
-        return decode_rgb(path.read_bytes())
+        # A pipe has no content then, instead of waiting for it.
+        at_once = lambda name, flags: os.open(name, flags | os.O_NONBLOCK)  # noqa: E731
+        with open(path, "rb", opener=at_once) as file:
+            return decode_rgb(file.read())
     except Exception as error:  # a decoder can raise almost any exception on a damaged file
         if isinstance(error, OSError) and error.strerror:  # the file may be undamaged
             raise UserError(f"{path}: can't be read ({error.strerror})") from error

@@ -13,7 +13,6 @@ Errors are in percent, of the backbone, then of the branches from shallow to dee
 """
 
 import json
-import os
 import resource
 import sys
 import time
@@ -24,7 +23,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from .checkpoint import write_atomically
+from .checkpoint import flush_to_disk, write_atomically
 from .command_line import UserError, one_line
 from .distributed import print_once, rank
 from .evaluation import classifier_names
@@ -79,14 +78,14 @@ class RunLog:
             with open(self._path, "a") as file:
                 file.write(json.dumps(record | self._about) + "\n")
                 file.flush()
-                os.fsync(file.fileno())
+                flush_to_disk(file.fileno())
             if self._writer:
                 for tag, value in scalars(record).items():
                     self._writer.add_scalar(tag, value, record["step"])
                 self._writer.flush()
         except OSError as error:
             raise UserError(f"{self._path.parent} can't be written: {error.strerror}") from error
-        print(describe(record, self._about["options"]["epochs"]), flush=True)
+        print_once(describe(record, self._about["options"]["epochs"]))
 
     def close(self) -> None:
         if self._writer:
@@ -155,9 +154,9 @@ def print_predictions(
         pairs = zip(indices, values, strict=True)
         classes = [{"name": titles[i], "index": i, "probability": value} for i, value in pairs]
         found.append({"image": str(path), "classes": classes})
-        print(path)
+        print_once(str(path))
         for each in classes:
-            print(f"  {100 * each['probability']:6.2f}%  {each['name']}")
+            print_once(f"  {100 * each['probability']:6.2f}%  {each['name']}")
     if json_path:
         write_json(json_path, found)
 

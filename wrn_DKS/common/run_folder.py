@@ -31,7 +31,6 @@ from .logs import LOG, read_log
 from .options import TrainingConfig, from_checkpoint
 
 CHECKPOINT, LOCK = "checkpoint.pt", "lock"
-FORMAT = 2
 KEYS = {"rng": list} | dict.fromkeys("format step epoch processes".split(), int)
 KEYS |= dict.fromkeys("metadata options data model ema optimizer scaler sums".split(), dict)
 SUMS = {"top1": 1, "losses": 1, "images": 0}  # dimensions of the sums in an epoch
@@ -82,8 +81,9 @@ def open_run(
     with lock_folder(folder) if rank() == 0 else contextlib.nullcontext():
         barrier()
         source = checkpoint_to_resume(config, folder)
-        saved = load_run(source) if source else None
+        saved = checkpoint.load(source) if source else None
         if saved:
+            checkpoint.require_keys(saved, KEYS, source)
             config = from_checkpoint(config, saved["options"], source)
         yield Run(complete(replace(config, save=folder)), folder, source, saved)
 
@@ -157,18 +157,6 @@ def checkpoint_to_resume(config: TrainingConfig, folder: Path) -> Path | None:
     return None
 
 
-def load_run(path: Path) -> dict:
-    """Load the checkpoint of a run. Raise `UserError` if the file is not one."""
-    content = checkpoint.load(path)
-    checkpoint.require_keys(content, KEYS, path)
-    if content["format"] != FORMAT:
-        raise UserError(
-            f"{path}: expected checkpoint format {FORMAT}, found {content['format']}; use the "
-            "version of this code that wrote it"
-        )
-    return content
-
-
 def save(run: Run, trainer: Trainer, metadata: dict, data: dict) -> None:
     """Save the run, in all processes together: none leaves before rank 0 has saved.
 
@@ -185,7 +173,7 @@ def save(run: Run, trainer: Trainer, metadata: dict, data: dict) -> None:
                 "previous checkpoint was kept; try a lower --lr"
             )
         content = {
-            "format": FORMAT,
+            "format": checkpoint.FORMAT,
             "metadata": metadata,
             "options": run.config.to_dict(),
             "data": data,
