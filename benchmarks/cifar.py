@@ -4,8 +4,6 @@ python benchmarks/cifar.py
 python benchmarks/cifar.py --row wrn-16-2
 """
 
-import contextlib
-import io
 import sys
 from collections.abc import Iterator
 from functools import partial
@@ -34,8 +32,7 @@ def make_run(words: str, device: torch.device, count: float) -> tuple[Trainer, I
     images = random_images(int(count * config.batch_size), config.image_size)
     split, names = Split(images, torch.arange(len(images)) % 100), [*map(str, range(100))]
     data = Dataset(split, split, names, CIFAR_MEAN, CIFAR_STD, flip=True, identity="")
-    with contextlib.redirect_stdout(io.StringIO()):  # what the network costs
-        trainer, batches = main.make_trainer(config, data, device, initialize=False)
+    trainer, batches = main.make_trainer(config, data, device, initialize=False)
     trainer.model.train()
     return trainer, batches.epoch(0)
 

@@ -7,8 +7,6 @@ The input pipelines are compared in one process, with torchvision's as the refer
 Normalize and a DataLoader. Ours ends with uint8 batches, because the device normalizes them.
 """
 
-import contextlib
-import io
 import sys
 import tempfile
 from collections import deque
@@ -46,8 +44,7 @@ def make_run(words: str, device: torch.device, count: float) -> tuple[Trainer, I
     sets = ImageSets(names, samples, samples, crop, "")
     compute = choose_compute(config.image_size, device, config.dtype)
     batches = train.make_training_batches(config, sets, compute)
-    with contextlib.redirect_stdout(io.StringIO()):  # what the network costs
-        trainer = train.make_trainer(config, sets, batches.steps, compute, initialize=False)
+    trainer = train.make_trainer(config, sets, batches.steps, compute, initialize=False)
     trainer.model.train()
     return trainer, batches.epoch(0)
 

@@ -5,8 +5,10 @@ it back at every step.
 """
 
 import argparse
+import io
 import time
 from collections.abc import Callable, Sequence
+from contextlib import redirect_stdout
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -102,8 +104,9 @@ def training_steps(make_run: Callable[..., tuple], name: str, words: str, setup:
     `make_run` is that of `cifar.py` or `imagenet.py`, and `words` are options for it.
     """
     for dtype in ("float32", "bfloat16"):
-        trainer, batches = make_run(f"{words} --dtype {dtype}", setup.device, 1)
-        released = released_step(make_run(words, setup.device, 1)[0])
+        with redirect_stdout(io.StringIO()):  # what the network costs
+            trainer, batches = make_run(f"{words} --dtype {dtype}", setup.device, 1)
+            released = released_step(make_run(words, setup.device, 1)[0])
         batch = next(batches)
         sides = partial(trainer.train_step, batch), partial(released, batch)
         compare(f"training step, {name}, {dtype}", batch.total, *sides, setup)
