@@ -1,7 +1,7 @@
 """Check this code on a GPU, within ten minutes, and print one table.
 
     make gpu-check                                      every check, and gpu-check.json
-    python benchmarks/gpu.py --only agreement input     these checks
+    python benchmarks/gpu.py --only agreement memory    these checks
     python benchmarks/gpu.py --full                     also the other dtypes with --compile
 
 Without a GPU, the checks run on the CPU with tiny networks. That tests the checks; it proves
@@ -12,6 +12,7 @@ import argparse
 import contextlib
 import json
 import os
+import platform
 import shutil
 import signal
 import subprocess
@@ -22,7 +23,6 @@ from collections.abc import Iterator
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import NamedTuple
 
 sys.path.insert(1, str(Path(__file__).parents[1] / "wrn_DKS"))  # after the folder of this file
 
@@ -31,35 +31,52 @@ import torch
 from PIL import Image
 
 from common.command_line import Incomplete, run_script
-from common.distributed import select_device
-from timing import Check, attempt
+from common.distributed import available_cores, describe_device, select_device
+from timing import Check, attempt, timed
 
 FOLDER = Path(__file__).resolve().parent
 WRN, IMAGENET = (FOLDER.parent / name for name in ("wrn_DKS", "imagenet"))
 STEPS = {  # checks in gpu_steps.py; the last one leaves little memory
-    WRN: "environment agreement synchronization infinity compilation throughput memory".split(),
+    WRN: "agreement synchronization infinity compilation throughput memory".split(),
     IMAGENET: "agreement synchronization throughput".split(),
 }
 LIMIT_S = 300  # of a command
-DIGITS = [WRN / "main.py", *"--dataset digits --depth 10 --width 1 --device".split()]
+GPUS = torch.cuda.device_count()
+DEVICE = "cuda" if GPUS else "cpu"
+DIGITS = [WRN / "main.py", *"--dataset digits --depth 10 --width 1 --device".split(), DEVICE]
 TORCHRUN = "-m torch.distributed.run --standalone --nproc_per_node".split()
 
 
-class Setup(NamedTuple):
-    """Where the checks run."""
-
-    device: str  # cpu or cuda
-    gpus: int
-    full: bool
-    folder: Path  # for what they write
+def environment(folder: Path) -> Iterator[Check]:
+    """Yield what one should know about the machine, and what would fail later."""
+    versions = f"Python {platform.python_version()}, PyTorch {torch.__version__}"
+    if GPUS:
+        device, (major, minor) = torch.device("cuda"), torch.cuda.get_device_capability()
+        # Kernels of a smaller minor version run too.
+        usable = {f"sm_{major}{each}" for each in range(minor + 1)}
+        found = bool(usable.intersection(torch.cuda.get_arch_list()))
+        name = f"{GPUS} × {describe_device(device)}, capability {major}.{minor}"
+        yield Check("GPU", name, "PyTorch has kernels", found)
+        source = torch.empty(2**28, dtype=torch.uint8, pin_memory=True)
+        copy = partial(source.to(device).copy_, source, non_blocking=True)
+        seconds = min(timed(copy, device) for _ in range(5))
+        yield Check("copies from pinned memory", f"{2**28 / 1e9 / seconds:.1f} GB/s")
+        nccl = ".".join(map(str, torch.cuda.nccl.version()))
+        versions += f", cuDNN {torch.backends.cudnn.version()}, NCCL {nccl}"
+    yield Check("versions", versions)
+    cores = available_cores()
+    yield Check("CPU cores", f"{cores}, {cores / max(1, GPUS):g} for each GPU")
+    free = shutil.disk_usage("/dev/shm").free / 2**30
+    yield Check("/dev/shm, for data-loading workers", f"{free:.1f} GiB free", "1 GiB", free >= 1)
+    compiler = shutil.which(os.environ.get("CC", "gcc"))
+    yield Check("C compiler, for --compile", compiler or "none", "one", compiler is not None)
 
 
 def start(*argv: object, **variables: str) -> subprocess.Popen:
     """Start Python with these arguments, in a process group of its own."""
     output = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    place = {"cwd": tempfile.gettempdir(), "env": os.environ | variables}
     argv = [sys.executable, *map(str, argv)]
-    return subprocess.Popen(argv, start_new_session=True, **output, **place)
+    return subprocess.Popen(argv, start_new_session=True, env=os.environ | variables, **output)
 
 
 def finish(process: subprocess.Popen, status: int = 0) -> str:
@@ -74,21 +91,21 @@ def finish(process: subprocess.Popen, status: int = 0) -> str:
     return text
 
 
-def wait_for_epoch(folder: Path, process: subprocess.Popen) -> None:
+def wait_for_epoch(save: Path, process: subprocess.Popen) -> None:
     deadline = time.monotonic() + LIMIT_S
-    while not (folder / "log.jsonl").exists() and process.poll() is None:
+    while not (save / "log.jsonl").exists() and process.poll() is None:
         assert time.monotonic() < deadline, "no epoch was finished"
         time.sleep(0.05)
 
 
-def last_record(folder: Path) -> dict:
-    return json.loads((folder / "log.jsonl").read_text().splitlines()[-1])
+def last_record(save: Path) -> dict:
+    return json.loads((save / "log.jsonl").read_text().splitlines()[-1])
 
 
-def life_cycle(setup: Setup) -> Iterator[Check]:
+def life_cycle(folder: Path) -> Iterator[Check]:
     """Stop a run by SIGTERM, resume and export it, and test the export without a GPU."""
-    save, exported, tested = (setup.folder / name for name in ("run", "run.pth", "test.json"))
-    argv = [*DIGITS, setup.device, "--epochs", 12 if setup.gpus else 3, "-b", 64, "--save", save]
+    save, exported, tested = (folder / name for name in ("run", "run.pth", "test.json"))
+    argv = [*DIGITS, "--epochs", 12 if GPUS else 3, "-b", 64, "--save", save]
     argv += ["--resume", "auto", "--export", exported]
 
     def stop() -> tuple[str, bool]:
@@ -98,8 +115,8 @@ def life_cycle(setup: Setup) -> Iterator[Check]:
         return "status 143", "the run is saved" in finish(process, 143)
 
     def compare() -> tuple[str, bool, list]:
-        test = "--evaluate", "--resume", exported, "--json", tested
-        finish(start(DIGITS[0], *DIGITS[1:3], "--device", "cpu", *test, CUDA_VISIBLE_DEVICES=""))
+        test = "--evaluate", "--resume", exported, "--json", tested, "--device", "cpu"
+        finish(start(*DIGITS[:3], *test, CUDA_VISIBLE_DEVICES=""))
         errors = [json.loads(tested.read_text())["top1_error"]]
         errors.append(last_record(save)["test"]["top1_errors"][0])
         text = "{:.2f} % on the CPU, {:.2f} % in the run".format(*errors)
@@ -110,73 +127,68 @@ def life_cycle(setup: Setup) -> Iterator[Check]:
     yield attempt("error of the export, without a GPU", "0.3 points", compare)
 
 
-def input_images(setup: Setup) -> Iterator[Check]:
+def input_images(folder: Path) -> Iterator[Check]:
     """Train ResNet-18 on JPEG files, with more and more workers and with the cache."""
-    size, count, batch = (224, 6144, 256) if setup.gpus else (40, 24, 8)
-    make_images(setup.folder / "images", count)
+    size, count, batch, method = (224, 6144, 256, "dks") if GPUS else (40, 24, 8, "baseline")
+    make_images(folder / "images", count)
     words = f"-a resnet18 --dtype bfloat16 --epochs 2 --image-size {size} -b {batch} --method "
-    words += "dks" if setup.gpus else "baseline"
+    argv = IMAGENET / "train.py", *f"{words}{method} --device {DEVICE}".split(), folder / "images"
 
-    def train(*more: object) -> tuple[str, None, dict]:
-        save = setup.folder / "".join(map(str, more[:3]))
-        argv = IMAGENET / "train.py", *words.split(), "--device", setup.device, "--save", save
-        finish(start(*argv, *more, setup.folder / "images"))
+    def train(save: Path, *more: object) -> tuple[str, None, dict]:
+        finish(start(*argv, *more, "--save", save))
         times = last_record(save)["times"]
         text = "{images_per_s:,.0f} images/s, {waiting_percent:.0f} % of the time waiting"
         return text.format(**times), None, times
 
-    workers = (4, 8, 16) if setup.gpus else (1,)
-    cached = ("-j", workers[0], "--cache", setup.folder / "cache")
-    for more in *(("-j", each) for each in workers), cached:
+    workers = (4, 8, 16) if GPUS else (1,)
+    for more in *(("-j", each) for each in workers), ("-j", workers[0], "--cache", folder / "c"):
         title = f"JPEG files, ResNet-18, {' '.join(map(str, more[:3]))}"
-        yield attempt(title, "–", partial(train, *more))
+        yield attempt(title, "–", train, folder / title, *more)
 
 
-def make_images(folder: Path, count: int) -> None:
+def make_images(images: Path, count: int) -> None:
     """Write JPEG files of the size of ImageNet's, all alike."""
     pixels = np.random.default_rng(1).integers(0, 256, (25, 33, 3), dtype=np.uint8)
-    Image.fromarray(pixels).resize((500, 375)).save(folder.with_suffix(".jpg"))
+    Image.fromarray(pixels).resize((500, 375)).save(images.with_suffix(".jpg"))
     for index in range(count + 8):
-        part = "train" if index < count else "val"
-        path = folder / part / "ab"[index % 2] / f"{index}.jpg"
+        path = images / ("train" if index < count else "val") / "ab"[index % 2] / f"{index}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(folder.with_suffix(".jpg"), path)
+        path.hardlink_to(images.with_suffix(".jpg"))
 
 
-def several_gpus(setup: Setup) -> Iterator[Check]:
+def several_gpus(folder: Path) -> Iterator[Check]:
     """Compare several GPUs with one; kill a process; start one process too many."""
-    count = setup.gpus or 2
-    if count > 1:
-        yield attempt(f"a killed process of {count}", "60 s", partial(kill_one, setup, count))
-    if setup.gpus:
-        yield attempt("one process too many", "one line", partial(start_many, setup))
-    if setup.gpus > 1:
-        yield attempt("weights with SyncBN as on one GPU", "1e-4", partial(synchronize, setup))
-        yield attempt(f"WRN-28-10 on 1 and {count} GPUs", "–", partial(scale, setup, count))
+    if GPUS != 1:
+        yield attempt("a killed process", "60 s", kill_one, folder)
+    if GPUS:
+        yield attempt("one process too many", "one line", start_many, folder)
+    if GPUS > 1:
+        yield attempt("weights with SyncBN as on one GPU", "1e-4", synchronize, folder)
+        yield attempt(f"WRN-28-10 on 1 and {GPUS} GPUs", "–", scale, folder)
 
 
-def kill_one(setup: Setup, count: int) -> tuple[str, bool]:
-    save = setup.folder / "killed"
-    process = start(*TORCHRUN, count, *DIGITS, setup.device, "--epochs", 999, "--save", save)
+def kill_one(folder: Path) -> tuple[str, bool]:
+    save = folder / "killed"
+    process = start(*TORCHRUN, GPUS or 2, *DIGITS, "--epochs", 999, "--save", save)
     wait_for_epoch(save, process)
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    os.kill(int(children[-1]), signal.SIGKILL)
     killed = time.monotonic()
+    os.kill(int(children[-1]), signal.SIGKILL)
     finish(process, 1)
     seconds = time.monotonic() - killed
     return f"the run ended after {seconds:.0f} s", seconds < 60
 
 
-def start_many(setup: Setup) -> tuple[str, bool]:
-    process = start(*TORCHRUN, setup.gpus + 1, *DIGITS, "cuda", "--save", setup.folder / "many")
-    lines = [line for line in finish(process, 1).splitlines() if "error: --dev" in line]
+def start_many(folder: Path) -> tuple[str, bool]:
+    text = finish(start(*TORCHRUN, GPUS + 1, *DIGITS, "--save", folder / "many"), 1)
+    lines = [line for line in text.splitlines() if "error: --dev" in line]
     return f"{lines[0][:60]} …" if lines else "no error", len(lines) == 1
 
 
-def synchronize(setup: Setup) -> tuple[str, bool]:
+def synchronize(folder: Path) -> tuple[str, bool]:
     weights = []
     for launch, flag in ((), "--seed=1"), ([*TORCHRUN, 2], "--sync-bn"):
-        save, words = setup.folder / flag, "cuda --epochs 1 --lr 0.01 -b 719 --save"
+        save, words = folder / flag, "--epochs 1 --lr 0.01 -b 719 --save"
         finish(start(*launch, *DIGITS, *words.split(), save, flag, NVIDIA_TF32_OVERRIDE="0"))
         state = torch.load(save / "checkpoint.pt", "cpu", weights_only=True)["model"]
         weights.append(torch.cat([value.double().flatten() for value in state.values()]))
@@ -184,72 +196,54 @@ def synchronize(setup: Setup) -> tuple[str, bool]:
     return f"{difference:.0e}", difference <= 1e-4
 
 
-def scale(setup: Setup, count: int) -> tuple[str, None, list]:
-    images, rates = setup.folder / "scaling", []
-    make_images(images, 2048 * count)
-    for gpus in (1, count):
-        save, words = setup.folder / f"{gpus}", "--dataset folder --dtype bfloat16 --epochs 2"
+def scale(folder: Path) -> tuple[str, None, list]:
+    images, rates = folder / "scaling", []
+    make_images(images, 2048 * GPUS)
+    for gpus in (1, GPUS):
+        save, words = folder / f"{gpus}", "--dataset folder --dtype bfloat16 --epochs 2"
         argv = *words.split(), "--dataroot", images, "-b", 128 * gpus, "--save", save
         finish(start(*TORCHRUN, gpus, DIGITS[0], *argv))
         rates.append(last_record(save)["times"]["images_per_s"])
-    efficiency = rates[1] / rates[0] / count
+    efficiency = rates[1] / rates[0] / GPUS
     return f"{rates[0]:,.0f} and {rates[1]:,.0f} images/s: {efficiency:.0%}", None, rates
 
 
-def steps(setup: Setup, half: Path, waiting: list[str]) -> Iterator[Check]:
-    """Run checks in a process of their own, and those after one that kills it in another."""
-    script, size = FOLDER / "gpu_steps.py", "full" if setup.full else "short"
-    while waiting:
-        argv = sys.executable, script, half.name, setup.device, size, *waiting
-        with open(setup.folder / "errors", "w+") as errors:
-            process = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=errors, text=True)
-            for line in process.stdout:
-                if row := json.loads(line):
-                    yield Check(*row)
-                else:
-                    waiting = waiting[1:]
-            status = process.wait()
-            if waiting:
-                errors.seek(0)
-                text = errors.read().strip().rpartition("\n")[2][:200]
-                yield Check(f"{half.name}: {waiting[0]}", f"status {status}: {text}", "–", False)
-                waiting = waiting[1:]
+def steps(half: Path, names: list[str], full: bool) -> Iterator[Check]:
+    """Run checks of training steps in a process of their own, which a fault or a limit may kill."""
+    argv = sys.executable, FOLDER / "gpu_steps.py", half.name, DEVICE, str(full), *names
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as process:
+        for line in process.stdout:
+            yield Check(*json.loads(line))
+    if status := process.returncode:
+        yield Check(f"{half.name}: the rest", f"status {status}; see above", "status 0", False)
 
 
-def table(rows: list[Check]) -> str:
-    """Return the rows as Markdown."""
-    lines = ["| check | result | limit | pass |", "|---|---|---|---|"]
-    for name, result, limit, passed, _ in rows:
-        cells = name, result, limit, {None: "–", True: "yes", False: "**no**"}[passed]
-        lines.append(f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |")
-    return "\n".join(lines)
-
-
-COMMANDS = (life_cycle, input_images, several_gpus)
+COMMANDS = (environment, life_cycle, input_images, several_gpus)
 
 
 def main() -> None:
     """Run the checks and print the table. Raise `Incomplete` if one of them failed."""
-    names = [*STEPS[WRN], *(check.__name__ for check in COMMANDS)]
+    names = [*(check.__name__ for check in COMMANDS), *STEPS[WRN]]
     parser = argparse.ArgumentParser(description="Check this code on a GPU.")
     parser.add_argument("--only", nargs="+", choices=names, default=names, help="these checks")
     parser.add_argument("--full", action="store_true", help="time more combinations of options")
     parser.add_argument("--json", type=Path, help="also write the rows to this file")
-    options, rows, begin = parser.parse_args(), [], time.monotonic()
-    device, gpus = select_device("auto").type, torch.cuda.device_count()
-    if not gpus:
+    options, rows = parser.parse_args(), []
+    select_device("auto")  # one line if it does not work
+    if not GPUS:
         os.environ["OMP_NUM_THREADS"] = "1"  # all that tiny networks need
+        print("No GPU: tiny networks on the CPU, which proves nothing about GPUs.\n")
+    print("| check | result | limit | pass |\n|---|---|---|---|", flush=True)
     with tempfile.TemporaryDirectory() as folder:
-        setup = Setup(device, gpus, options.full, Path(folder))
-        chosen = {half: [n for n in names if n in options.only] for half, names in STEPS.items()}
-        parts = [steps(setup, half, waiting) for half, waiting in chosen.items()]
-        parts += [check(setup) for check in COMMANDS if check.__name__ in options.only]
+        parts = [check(Path(folder)) for check in COMMANDS if check.__name__ in options.only]
+        for half, checks in STEPS.items():
+            if chosen := [check for check in checks if check in options.only]:
+                parts.append(steps(half, chosen, options.full))
         for row in chain(*parts):
             rows.append(row)
-            print(f"[{time.monotonic() - begin:.0f} s] {row.name}: {row.result}", file=sys.stderr)
-    if not gpus:
-        print("No GPU: tiny networks on the CPU, which proves nothing about GPUs.\n")
-    print(table(rows))
+            verdict = {None: "–", True: "yes", False: "**no**"}[row.passed]
+            cells = [cell.replace("|", "/") for cell in (row.name, row.result, row.limit, verdict)]
+            print(f"| {' | '.join(cells)} |", flush=True)
     if options.json:
         options.json.write_text(json.dumps([row._asdict() for row in rows], indent=2) + "\n")
     if failed := [row.name for row in rows if row.passed is False]:

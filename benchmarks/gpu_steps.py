@@ -1,21 +1,20 @@
 """The checks of `gpu.py` that run training steps of one script folder, in this process.
 
-    python benchmarks/gpu_steps.py HALF cpu|cuda short|full CHECK ...
+    python benchmarks/gpu_steps.py HALF cpu|cuda False|True CHECK ...
 
-HALF is wrn_DKS or imagenet. On the CPU, everything is tiny. Prints each row as JSON, and null
-after the last one of each check; other output goes to standard error.
+HALF is wrn_DKS or imagenet; True: --full. On the CPU, everything is tiny. Prints rows as JSON.
 """
 
 import contextlib
+import importlib
 import io
 import json
-import os
 import resource
 import signal
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from itertools import islice, product
 from pathlib import Path
@@ -25,84 +24,70 @@ sys.path.insert(1, str(Path(__file__).parents[1] / sys.argv[1]))  # after the fo
 
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
-import steps
 from common.distributed import select_device
 from common.engine import Trainer
 from common.evaluation import Batch
-from timing import Check, attempt, facts
+from timing import Check, attempt, released_step, step_costs
 
-HALF = sys.argv[1]
+IS_CIFAR, FULL = sys.argv[1] == "wrn_DKS", sys.argv[3] == "True"
+make_run = importlib.import_module("cifar" if IS_CIFAR else "imagenet").make_run
 CPU, DEVICE = torch.device("cpu"), select_device(sys.argv[2])
 torch.backends.cudnn.benchmark = True  # as in main.py
-IS_GPU, FULL = DEVICE.type == "cuda", sys.argv[3] == "full"
-LIMIT_S = 3600 if FULL else 500  # of a check; a longer one is killed
-WRN, RESNET = "--dataset folder --depth", "--data . -j 0 -a"
-NETWORKS = {
-    "wrn_DKS": {
-        "WRN-10-1": f"{WRN} 10 --width 1 -b 32",
-        "WRN-16-2": f"{WRN} 16 --width 2 -b 128",
-        "WRN-28-10": f"{WRN} 28 --width 10 -b 128",
-    },
-    "imagenet": {
-        "ResNet-18": f"{RESNET} resnet18 --image-size 64 -b 32",
-        "ResNet-50": f"{RESNET} resnet50 -b 256",
-    },
-}[HALF]
-(SMALL, SMALL_FLAGS), *LARGE = NETWORKS.items()  # the first is checked, the others are timed
+IS_GPU = DEVICE.type == "cuda"
+THOROUGH = IS_GPU or IS_CIFAR  # a ResNet takes a CPU minutes
+# The options of the network that is checked and, by name, of those that are timed.
+if IS_CIFAR:
+    SMALL, WORDS, TINY = "WRN-10-1", "--depth 10 --width 1 -b 32", "--image-size 8 -b 8"
+    LARGE = {"WRN-16-2": "--depth 16 --width 2", "WRN-28-10": "--depth 28 --width 10"}
+else:
+    SMALL, WORDS, TINY = "ResNet-18", "-a resnet18 --image-size 64 -b 32", "--image-size 40 -b 4"
+    LARGE = {"ResNet-50": "-a resnet50 -b 256"}
 if not IS_GPU:
-    tiny = {"wrn_DKS": "--image-size 8 -b 8", "imagenet": "--image-size 40 -b 4 --method baseline"}
-    SMALL_FLAGS += f" {tiny[HALF]}"
-    LARGE = [(SMALL, SMALL_FLAGS)]
-# The dtype, TF32 or not, and the limits of the relative differences of the loss and of the update.
-# That of the update is wide, because rounding decides whether a ReLU that is almost 0 is open.
+    WORDS = f"{WORDS} {TINY}"
+    LARGE = {SMALL: WORDS}
+# The limits of the relative differences of the loss and of the update. The latter is wide, because
+# rounding decides whether a ReLU that is almost 0 is open.
 PRECISIONS = {
-    "float32": ("float32", False, 1e-5, 0.05),
-    "TF32": ("float32", True, 1e-3, 0.4),
-    "float16": ("float16", False, 1e-3, 0.4),
-    "bfloat16": ("bfloat16", False, 2e-2, 0.8),
+    "float32": (1e-5, 0.05),
+    "bfloat16": (2e-2, 0.8),
+    "TF32": (1e-3, 0.4),  # on a CPU: float32
+    "float16": (1e-3, 0.4),
 }
-if not IS_GPU:  # which has no TF32, and takes minutes for convolutions in float16
-    for name in ("TF32", "float16")[: 1 if HALF == "wrn_DKS" else 2]:
-        del PRECISIONS[name]
-MODES = ("", "--compile", "reduce-overhead") if IS_GPU else ("",)
-METHODS = ("dks", "baseline") if IS_GPU or HALF == "wrn_DKS" else ("baseline",)
 OPTIONS = (
-    "--dtype float32",
     "--dtype bfloat16 --cutmix 1 --ema 0.9",
+    "--dtype float32",
     "--dtype float16 --mixup 1 --ema 0.9 --grad-accumulation 2 --label-smoothing 0.1",
 )
 
 
-def small_run(
-    words: str, device: torch.device = DEVICE, batches: float = 3.5
-) -> tuple[Trainer, Iterable[Batch]]:
-    """Return the trainer of the small network, in training mode, and the batches of an epoch."""
-    trainer, loader = steps.make_run(f"{SMALL_FLAGS} {words}", device, batches)
-    trainer.model.train()
-    return trainer, loader.epoch(0)
+def small_run(words: str, device: torch.device = DEVICE) -> tuple[Trainer, Iterator[Batch]]:
+    """Return the trainer of the small network, and four batches, of which the last is partial."""
+    return make_run(f"{WORDS} {words}", device, 3.5)
 
 
 def agreement() -> Iterator[Check]:
     """Compare a step with that on the CPU in float32, from the same weights on the same images."""
-    reference = one_step("float32", CPU, tf32=False)
-    for name, (dtype, tf32, *limits) in PRECISIONS.items():
+    reference = one_step("float32", CPU)
 
-        def compare(dtype=dtype, tf32=tf32, limits=limits) -> tuple:
-            pairs = zip(one_step(dtype, DEVICE, tf32), reference, strict=True)
-            found = [float((ours - other).norm() / other.norm()) for ours, other in pairs]
-            passed = all(a <= b for a, b in zip(found, limits, strict=True))
-            return "loss {:.0e}, update {:.0e}".format(*found), passed, found
+    def compare(precision: str) -> tuple[str, bool, list]:
+        pairs = zip(one_step(precision, DEVICE), reference, strict=True)
+        found = [float((ours - other).norm() / other.norm()) for ours, other in pairs]
+        passed = all(a <= b for a, b in zip(found, PRECISIONS[precision], strict=True))
+        return "loss {:.0e}, update {:.0e}".format(*found), passed, found
 
+    for name, limits in islice(PRECISIONS.items(), 4 if THOROUGH else 2):
         title = f"{SMALL}: a step in {name} as on the CPU"
-        yield attempt(title, "{:g}, {:g}".format(*limits), compare)
+        yield attempt(title, "{:g}, {:g}".format(*limits), compare, name)
     yield attempt(f"{SMALL}: batches as on the CPU, with CutMix", "equal bits", same_batches)
 
 
-def one_step(dtype: str, device: torch.device, tf32: bool) -> tuple[Tensor, Tensor]:
+def one_step(precision: str, device: torch.device) -> tuple[Tensor, Tensor]:
     """Train one step; return the loss and the change of all parameters, on the CPU."""
+    tf32 = precision == "TF32"
     with torch.backends.cudnn.flags(enabled=True, benchmark=True, allow_tf32=tf32):
-        trainer, batches = small_run(f"--method dks --dtype {dtype}", device)
+        trainer, batches = small_run(f"--dtype {'float32' if tf32 else precision}", device)
         enabled = trainer.scaler.is_enabled()  # with a scale that does not overflow in this step
         trainer.scaler = torch.amp.GradScaler(device.type, 256.0, enabled=enabled)
         before = parameters(trainer)
@@ -129,14 +114,14 @@ def synchronization() -> Iterator[Check]:
         set_mode = torch.cuda.set_sync_debug_mode if IS_GPU else lambda mode: None
         set_mode("error")
         try:
-            losses = [trainer.train_step(batch) for batch in islice(batches, 3)]
+            losses = [trainer.train_step(batch) for batch in batches]
         finally:
             set_mode("default")
         trainer.check_losses()
         return f"none in {len(losses)} steps" if IS_GPU else "ran", IS_GPU or None
 
-    for words in OPTIONS if IS_GPU or HALF == "wrn_DKS" else OPTIONS[1:2]:
-        yield attempt(f"{SMALL} {words}: waiting for the GPU", "none", partial(train, words))
+    for words in OPTIONS if THOROUGH else OPTIONS[:1]:
+        yield attempt(f"{SMALL} {words}: waiting for the GPU", "none", train, words)
 
 
 def infinity() -> Iterator[Check]:
@@ -179,7 +164,7 @@ def memory() -> Iterator[Check]:
 def compilation() -> Iterator[Check]:
     """Compare the losses of full batches and of a partial one with and without --compile."""
 
-    def compare() -> tuple:
+    def compare() -> tuple[str, bool, list]:
         from torch._dynamo.utils import counters
 
         losses, seconds = [], []
@@ -187,7 +172,7 @@ def compilation() -> Iterator[Check]:
         compile = partial(torch.compile, backend="inductor" if IS_GPU else "aot_eager")
         for words in ("--lr 0", "--lr 0 --compile"):
             with mock.patch("torch.compile", compile):
-                trainer, batches = small_run(words, batches=2.5)
+                trainer, batches = small_run(words)
             start = time.perf_counter()
             losses.append(torch.stack([trainer.train_step(b) for b in batches]).cpu())
             seconds.append(time.perf_counter() - start)
@@ -202,57 +187,60 @@ def compilation() -> Iterator[Check]:
 def throughput() -> Iterator[Check]:
     """Time training steps, and those of the released configuration."""
     dtypes = ("float32", "bfloat16", "float16")[: 3 if IS_GPU else 2]
-    peaks = {dtype: steps.matmul_tflops(getattr(torch, dtype), DEVICE) for dtype in dtypes}
+    modes = ("", "--compile", "reduce-overhead") if IS_GPU else ("",)
+    peaks = {dtype: matmul_tflops(getattr(torch, dtype)) for dtype in dtypes}
     text = ", ".join(f"{dtype} {peak:.3g} TFLOP/s" for dtype, peak in peaks.items())
     yield Check("matrix products (float32: TF32)", text, values=peaks)
-    for name, flags in LARGE:
-        for method in METHODS:
-            words, released = f"{flags} --method {method}", []
-            work = partial(time_released, words, released)
-            yield attempt(f"{name} {method}, released configuration", "–", work)
-            for dtype, mode in product(dtypes, MODES):
-                if mode and not FULL and (dtype, method) != ("bfloat16", "dks"):
-                    continue
-                if mode != "reduce-overhead" or name == "WRN-16-2":
-                    work = f"{words} --dtype {dtype}", mode, peaks[dtype], released
-                    title = f"{name} {method}, {dtype} {mode}".strip()
-                    yield attempt(title, "–", partial(time_steps, *work))
+    for name, method in product(LARGE, ("baseline", "dks")[: 1 + THOROUGH]):
+        words = f"{LARGE[name]} --method {method}"
+        title = f"{name} {method}, released configuration"
+        yield attempt(title, "–", time_steps, words, "released")
+        for dtype, mode in product(dtypes, modes):
+            if mode and not FULL and (dtype, method) != ("bfloat16", "dks"):
+                continue
+            if mode != "reduce-overhead" or name == "WRN-16-2":
+                work = time_steps, f"{words} --dtype {dtype}", mode, peaks[dtype]
+                yield attempt(f"{name} {method}, {dtype} {mode}".strip(), "–", *work)
 
 
-def time_released(words: str, released: list[dict]) -> tuple[str, None, dict]:
-    """Time steps that are eager, in float32 and NCHW, and read the loss back."""
-    trainer, batches = steps.make_run(words, DEVICE, 1)
-    batch = next(iter(batches.epoch(0)))
-    network = trainer.model.to(memory_format=torch.contiguous_format)
-    step = steps.released_step(network, 1e-4, DEVICE)
-    released.append(steps.step_costs(partial(step, *batch[:2]), DEVICE))
-    return steps.describe_costs(released[0], batch.total), None, released[0]
+def matmul_tflops(dtype: torch.dtype) -> float:
+    """Return the TFLOP/s of large matrix products; those in float32 use TF32."""
+    size, precision = 8192 if IS_GPU else 256, torch.get_float32_matmul_precision()
+    a, b = torch.randn(2, size, size, device=DEVICE, dtype=dtype).unbind()
+    torch.set_float32_matmul_precision("high")
+    ms = step_costs(lambda: a @ b, DEVICE)["ms"]
+    torch.set_float32_matmul_precision(precision)
+    return 2 * size**3 / ms / 1e9
 
 
-def time_steps(words: str, mode: str, peak: float, released: list[dict]) -> tuple:
-    """Time steps on one batch, and compare them with the released configuration."""
+def time_steps(words: str, mode: str, peak_tflops: float = 0) -> tuple[str, None, dict]:
+    """Time steps on one batch. `mode` is released, --compile, reduce-overhead or empty: eager."""
     torch.compiler.reset()  # after a few networks, it would compile no more
-    trainer, batches = steps.make_run(f"{words} {mode if mode == '--compile' else ''}", DEVICE, 1)
+    trainer, batches = make_run(f"{words} {mode if mode == '--compile' else ''}", DEVICE, 1)
+    batch = next(batches)
     if mode == "reduce-overhead":  # CUDA graphs, which no option selects
         trainer._parallel = torch.compile(trainer.model, dynamic=False, mode=mode)
-    batch = next(iter(batches.epoch(0)))
-    trainer.model.train()
-    costs = steps.step_costs(partial(trainer.train_step, batch), DEVICE)
-    flops = steps.training_flops(trainer.model, batch.images)
-    text = steps.describe_costs(costs, batch.total, flops, peak)
-    ratio = f", {released[0]['ms'] / costs['ms']:.2f} × released" if released else ""
-    return text + ratio, None, costs
+    step = released_step(trainer) if mode == "released" else trainer.train_step
+    costs = step_costs(partial(step, batch), DEVICE)
+    text = f"{1000 * batch.total / costs['ms']:,.0f} images/s, {costs['ms']:.1f} ms a step "
+    text += f"(host {costs['host_ms']:.1f} ms), {costs['gib']:.1f} GiB"
+    if peak_tflops:
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            trainer.model.eval()(batch.images[:1])
+        # A backward pass takes twice the operations of a forward pass.
+        tflops = 3 * counter.get_total_flops() * batch.total / costs["ms"] / 1e9
+        text += f", {tflops:.3g} TFLOP/s ({tflops / peak_tflops:.0%} of peak)"
+    return text, None, costs
 
 
 def main() -> None:
-    rows, checks = os.fdopen(os.dup(1), "w"), globals() | {"environment": partial(facts, DEVICE)}
-    os.dup2(2, 1)
-    for name in sys.argv[4:]:
-        signal.alarm(LIMIT_S)
-        for row in checks[name]():
-            print(json.dumps(row), file=rows, flush=True)
-            torch.cuda.empty_cache()
-        print(json.dumps(None), file=rows, flush=True)
+    signal.alarm(3600)  # ends this process if something hangs
+    rows = sys.stdout
+    with contextlib.redirect_stdout(io.StringIO()):
+        for name in sys.argv[4:]:
+            for row in globals()[name]():
+                print(json.dumps(row), file=rows, flush=True)
+                torch.cuda.empty_cache()
 
 
 if __name__ == "__main__":

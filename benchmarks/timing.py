@@ -1,36 +1,149 @@
-"""Time two sides in turns, and print the ratios of their times as Markdown."""
+"""The released configuration, and a table that compares its speed with this code's.
 
-import os
-import platform
-import shutil
+The released configuration is eager, in float32 and NCHW, has a loss of two nested loops, and reads
+it back at every step.
+"""
+
+import argparse
+import io
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from contextlib import redirect_stdout
 from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 
-from common.command_line import UserError, build_parser, choice, number, one_line
-from common.distributed import available_cores, describe_device, select_device
-from common.options import run_flag
+from common.command_line import one_line
+from common.distributed import describe_device, select_device
+from common.engine import Trainer
+from common.evaluation import Batch
+from common.logs import peak_memory_mib
 
-DTYPES = ("float32", "bfloat16")  # of this code; the released code uses float32
 Work = Callable[[], object]
-Clock = Callable[[], float]
 
 
-@dataclass(frozen=True)
-class Row:
-    """One comparison of this code with the released one, or another reference."""
+class Setup(NamedTuple):
+    """Where and how the rows of the table are measured."""
 
-    what: str
-    dtype: str  # of our side
-    ours_s: list[float]
-    released_s: list[float]
-    remarks: str = ""
+    device: torch.device
+    rounds: int  # pairs of runs per row
+    data: Path
+
+
+def main(rows: dict[str, Callable[[Setup], None]]) -> None:
+    """Print the rows that the command line names, by default all. Each calls `compare`."""
+    parser = argparse.ArgumentParser(description="Compare with the released configuration.")
+    parser.add_argument("--row", nargs="+", choices=rows, default=rows, help="only these rows")
+    parser.add_argument("--rounds", type=int, default=5, help="pairs of runs per row (default: 5)")
+    parser.add_argument("--device", default="auto", help="cpu, cuda or cuda:N")
+    parser.add_argument("--data", type=Path, default=".", help="folder with val/, for imagenet.py")
+    options = parser.parse_args()
+    torch.backends.cudnn.benchmark = True  # as in main.py
+    setup = Setup(select_device(options.device), options.rounds, options.data)
+    print(f"{describe_device(setup.device)}, PyTorch {torch.__version__}\n")
+    print("| what | images/s | released | released / ours |\n|---|---|---|---|")
+    for name in rows:
+        if name in options.row:
+            rows[name](setup)
+
+
+def compare(what: str, images: int, ours: Work, released: Work, setup: Setup) -> None:
+    """Time two sides, which take turns going first, after a warm-up; print a row of the table.
+
+    `released / ours` is the time of the released configuration, or another reference, divided by
+    ours: the median over pairs of runs, the lowest and the highest.
+    """
+    seconds: dict[Work, list[float]] = {ours: [], released: []}
+    ours(), released()
+    for index in range(setup.rounds):
+        for side in (released, ours) if index % 2 else (ours, released):
+            seconds[side].append(timed(side, setup.device))
+    rates = [f"{images / median(each):,.0f}" for each in seconds.values()]
+    ratios = sorted(a / b for a, b in zip(seconds[released], seconds[ours], strict=True))
+    ratio = f"{median(ratios):.2f} ({ratios[0]:.2f}–{ratios[-1]:.2f})"
+    print(f"| {' | '.join((what, *rates, ratio))} |", flush=True)
+
+
+def timed(work: Work, device: torch.device) -> float:
+    """Return the seconds that one call takes, including the work it starts on the device."""
+    wait = partial(torch.cuda.synchronize, device) if device.type == "cuda" else lambda: None
+    wait()
+    start = time.perf_counter()
+    work()
+    wait()
+    return time.perf_counter() - start
+
+
+def step_costs(step: Work, device: torch.device) -> dict[str, float]:
+    """Time steps after a warm-up: on a GPU for a second, on a CPU one.
+
+    Return the milliseconds of a step (`ms`), those after which the host goes on (`host_ms`), and
+    the peak memory (`gib`), on a CPU that of the process.
+    """
+    is_gpu = device.type == "cuda"
+    for _ in range(5 if is_gpu else 1):
+        step()
+    count = int(is_gpu / timed(step, device)) + 1
+    if is_gpu:
+        torch.cuda.reset_peak_memory_stats()
+    ms = 1000 * timed(lambda: [step() for _ in range(count)], device) / count
+    host: list[float] = []
+    for _ in range(3):  # one at a time: a full queue would make the host wait
+        timed(lambda: host.append(timed(step, torch.device("cpu"))), device)
+    return {"ms": ms, "host_ms": 1000 * min(host), "gib": peak_memory_mib(device) / 1024}
+
+
+def training_steps(make_run: Callable[..., tuple], name: str, words: str, setup: Setup) -> None:
+    """Compare training steps in two dtypes; the released code uses float32.
+
+    `make_run` is that of `cifar.py` or `imagenet.py`, and `words` are options for it.
+    """
+    for dtype in ("float32", "bfloat16"):
+        with redirect_stdout(io.StringIO()):  # what the network costs
+            trainer, batches = make_run(f"{words} --dtype {dtype}", setup.device, 1)
+            released = released_step(make_run(words, setup.device, 1)[0])
+        batch = next(batches)
+        sides = partial(trainer.train_step, batch), partial(released, batch)
+        compare(f"training step, {name}, {dtype}", batch.total, *sides, setup)
+
+
+def released_step(trainer: Trainer) -> Callable[[Batch], float]:
+    """Return a function that trains the network of a trainer one step in the released way."""
+    model = trainer.model.to(memory_format=torch.contiguous_format)
+    trainer.optimizer.state.clear()  # frees memory, which is measured
+    optimizer = torch.optim.SGD(model.parameters(), 0.01, 0.9, weight_decay=1e-4)
+
+    def step(batch: Batch) -> float:
+        loss = released_loss(model(batch.images.contiguous()), batch.labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        return loss.item()
+
+    return step
+
+
+def released_loss(logits: Sequence[Tensor], labels: Tensor) -> Tensor:
+    """Sum the cross-entropy of each classifier and the divergence of each ordered pair."""
+    total = sum(F.cross_entropy(each, labels) for each in logits)
+    for i, student in enumerate(logits):
+        for j, teacher in enumerate(logits):
+            if i != j:
+                p = F.softmax(teacher, dim=1).detach() + 1e-8
+                q = F.softmax(student, dim=1) + 1e-8
+                total = total + (p * (p.log() - q.log())).sum() / len(labels)
+    return total
+
+
+def random_images(count: int, side: int) -> Tensor:
+    """Return smooth images, (count, 3, side, side) uint8, the same ones in each call."""
+    coarse = torch.rand(count, 3, 4, 4, generator=torch.Generator().manual_seed(1))
+    return (F.interpolate(coarse, (side, side), mode="bicubic").clamp(0, 1) * 255).byte()
 
 
 class Check(NamedTuple):
@@ -43,134 +156,10 @@ class Check(NamedTuple):
     values: dict | list = []  # numbers, for the JSON file
 
 
-def attempt(name: str, limit: str, work: Callable[[], tuple]) -> Check:
+def attempt(name: str, limit: str, work: Callable[..., tuple], *arguments: object) -> Check:
     """Return what `work` finds: the result, whether it passes, and values. An error fails."""
     try:
-        result, passed, *values = work()
+        result, passed, *values = work(*arguments)
     except Exception as error:
         return Check(name, f"{type(error).__name__}: {one_line(error, 200)}", limit, False)
     return Check(name, result, limit, passed, *values)
-
-
-@dataclass(frozen=True)
-class Setup:
-    """Where and how the rows are measured."""
-
-    device: torch.device
-    rounds: int  # pairs of runs per row
-    data: Path | None = None  # folder of images
-
-    @property
-    def workers(self) -> int:
-        """The processes that load images: the released code's default, with a core for each."""
-        return min(4, os.cpu_count())
-
-
-Benchmark = Callable[[Setup], Iterator[Row]]
-
-
-def main(
-    script: str,
-    rows: dict[str, Benchmark],
-    need_data: Sequence[str],
-    argv: Sequence[str] | None = None,
-) -> None:
-    """Measure and print the rows that the command line names, by default all that can be.
-
-    Args:
-        script: name of the script.
-        rows: by name, in order.
-        need_data: names of rows that need a folder of images.
-        argv: the command line; None: that of the process.
-    """
-
-    @dataclass(frozen=True)
-    class Options:
-        row: Sequence[str] = run_flag(
-            (), choice(*rows), "only these rows: " + ", ".join(rows), nargs="+"
-        )
-        rounds: int = run_flag(5, number(int, 1), "pairs of runs per row")
-        device: str = run_flag("auto", str, "cpu, cuda or cuda:N", metavar="DEVICE")
-        data: Path | None = run_flag(None, Path, "folder of images: " + ", ".join(need_data))
-
-    parser = build_parser(Options, script, "Compare this code with the released configuration.")
-    options = Options(**parser.parse_given(argv))
-    chosen = options.row or [name for name in rows if options.data or name not in need_data]
-    for name in set(need_data).intersection(chosen):
-        if options.data is None:
-            raise UserError(f"--row {name}: needs --data, a folder of images")
-    torch.backends.cudnn.benchmark = True  # as in main.py
-    setup = Setup(select_device(options.device), options.rounds, options.data)
-    show((row for name in chosen for row in rows[name](setup)), setup.device)
-
-
-def compare(
-    ours: Work, released: Work, setup: Setup, clock: Clock = time.perf_counter, factor: int = 1
-) -> tuple[list[float], list[float]]:
-    """Return the seconds of each side per round, after a warm-up; sides take turns going first."""
-    seconds: dict[Work, list[float]] = {ours: [], released: []}
-    ours(), released()
-    for index in range(setup.rounds * factor):
-        for side in (released, ours) if index % 2 else (ours, released):
-            seconds[side].append(timed(side, setup.device, clock))
-    return seconds[ours], seconds[released]
-
-
-def timed(work: Work, device: torch.device, clock: Clock = time.perf_counter) -> float:
-    """Return the seconds that one call takes, including the work it starts on the device."""
-    wait = partial(torch.cuda.synchronize, device) if device.type == "cuda" else lambda: None
-    wait()
-    start = clock()
-    work()
-    wait()
-    return clock() - start
-
-
-def show(rows: Iterable[Row], device: torch.device) -> None:
-    """Print the rows as they arrive."""
-    print(
-        f"{machine(device)}\n\n| what | dtype | released / ours | pairs | |\n|---|---|---|---|---|"
-    )
-    for row in rows:
-        pairs = zip(row.released_s, row.ours_s, strict=True)
-        ratios = sorted(released / ours for released, ours in pairs)
-        ratio = f"{median(ratios):.2f} ({ratios[0]:.2f}–{ratios[-1]:.2f})"
-        cells = (row.what, row.dtype, ratio, len(ratios), row.remarks)
-        print(f"| {' | '.join(map(str, cells))} |", flush=True)
-
-
-def machine(device: torch.device) -> str:
-    """Return one line about the machine."""
-    versions = f"PyTorch {torch.__version__}, Python {platform.python_version()}"
-    if device.type == "cuda":
-        return f"{torch.cuda.get_device_name(device)}, {versions}"
-    info = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
-    lines = [line for line in info.splitlines() if line.startswith("model name")]
-    name = lines[0].partition(":")[2].strip() if lines else platform.machine()
-    threads = f"{torch.get_num_threads()} threads on {os.cpu_count()} cores"
-    return f"{name} ({torch.backends.cpu.get_cpu_capability()}), {threads}, {versions}"
-
-
-def facts(device: torch.device) -> Iterator[Check]:
-    """Yield what one should know about the machine, and what would fail later."""
-    cores, gpus = available_cores(), torch.cuda.device_count()
-    versions = f"Python {platform.python_version()}, PyTorch {torch.__version__}"
-    if device.type == "cuda":
-        about = torch.cuda.get_device_properties(device)
-        # Kernels of a smaller minor version run too.
-        usable = {f"sm_{about.major}{minor}" for minor in range(about.minor + 1)}
-        found = bool(usable.intersection(torch.cuda.get_arch_list()))
-        name = f"{gpus} × {describe_device(device)}, capability {about.major}.{about.minor}"
-        yield Check("GPU", name, "PyTorch has kernels", found)
-        source = torch.empty(2**28, dtype=torch.uint8, pin_memory=True)
-        copy = partial(source.to(device).copy_, source, non_blocking=True)
-        seconds = min(timed(copy, device) for _ in range(5))
-        yield Check("copies from pinned memory", f"{2**28 / 1e9 / seconds:.1f} GB/s")
-        nccl = ".".join(map(str, torch.cuda.nccl.version()))
-        versions += f", cuDNN {torch.backends.cudnn.version()}, NCCL {nccl}"
-    yield Check("versions", versions)
-    yield Check("CPU cores", f"{cores}, {cores / max(1, gpus):g} for each GPU")
-    free = shutil.disk_usage("/dev/shm").free / 2**30
-    yield Check("/dev/shm, for data-loading workers", f"{free:.1f} GiB free", "1 GiB", free >= 1)
-    compiler = shutil.which(os.environ.get("CC", "gcc"))
-    yield Check("C compiler, for --compile", compiler or "none", "one", compiler is not None)
