@@ -102,12 +102,6 @@ class SynergyLoss(nn.Module):
     loss_names = Losses._fields
     divergences = staticmethod(pairwise_divergences)
 
-    def extra_repr(self) -> str:
-        return (
-            f"method={self.method!r}, direction={self.direction!r}, aux_weight={self.aux_weight}, "
-            f"synergy_weight={self.synergy_weight}, label_smoothing={self.label_smoothing}"
-        )
-
     def forward(self, logits: Sequence[Tensor], labels: Tensor) -> Losses:
         """Compute the losses of one batch.
 

@@ -183,6 +183,7 @@ def test_init_starts_from_the_backbone(main, runs, images, tmp_path, capsys):
         ("--arch resnet --width 2", "--width 2: only for --arch wrn"),
         ("--arch resnt", "did you mean resnet?"),
         ("--ngpu 4", "torchrun --nproc_per_node 4"),
+        ("--epoch_step 0,3", "expected epochs counted from 1"),
         ("--evaluate", "--evaluate requires --resume PATH"),
         ("--predict x.png --evaluate --resume RUN", "can't be combined with"),
         ("--predict nowhere.png --resume RUN", "nowhere.png: can't be read"),
