@@ -72,11 +72,8 @@ def test(config: EvaluationConfig, weights: Weights, network: nn.Module, compute
     top1, top5 = scores.top1_errors[0], scores.top5_errors[0]
     print_once(f"[Error rate] Top-1: {top1:.4f}%, Top-5: {top5:.4f}%")
     if config.json and rank() == 0:
-        about = {
-            "checkpoint": weights.source,
-            "options": config.to_dict(),
-            "class_errors": class_errors(scores, titles),
-        }
+        errors, options = class_errors(scores, titles), config.to_dict()
+        about = {"checkpoint": weights.source, "options": options, "class_errors": errors}
         write_json(config.json, score_content(scores, **about))
 
 

@@ -153,8 +153,7 @@ def download_released(arch: str) -> Path:
     A download enters the cache only after all its keys and shapes have been checked.
 
     Raises:
-        UserError: no weights were released for `arch`, the download failed, or the file is not a
-            checkpoint of `arch`.
+        UserError: none were released for `arch`, or the download failed or is something else.
     """
     if arch not in RELEASED:
         raise UserError(f"-a {arch}: weights were released only for {', '.join(RELEASED)}")
