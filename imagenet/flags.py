@@ -105,7 +105,6 @@ class EvaluationConfig(DataConfig):
     predict: tuple[Path, ...] = run_flag(
         (), Path, "classify these images, or those in a folder", nargs="+"
     )
-    per_class: bool = run_flag(False, bool, "print the error of each class too")
     print_freq: int = run_flag(10, COUNT, "batches between updates of the progress bar", "-p")
     export: Path | None = output_flag(
         None,
@@ -180,11 +179,9 @@ def parse_evaluation(argv: Sequence[str] | None = None) -> EvaluationConfig:
         raise UserError(
             "give one of the folder that contains val/, --export FILE, and --predict IMAGE …"
         )
-    unused = {"export": ("branches", "per_class", "json"), "predict": ("branches", "per_class")}
-    for name in unused.get(tasks[0], ()):
+    for name in {"export": ("branches", "json"), "predict": ("branches",)}.get(tasks[0], ()):
         if name in config.given:
-            flag = name.replace("_", "-")
-            raise UserError(f"--{flag} has no effect with --{tasks[0]}; leave it out")
+            raise UserError(f"--{name} has no effect with --{tasks[0]}; leave it out")
     for flag, path in (("export", config.export), ("json", config.json)):
         if path and (path.is_dir() or (flag == "export" and path.exists())):
             raise UserError(f"--{flag} {path}: exists already; choose another name")

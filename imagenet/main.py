@@ -67,12 +67,12 @@ def test(config: EvaluationConfig, weights: Weights, network: nn.Module, compute
     batches = TestBatches(dataset, config.batch_size, config.workers, compute)
     shown = Progress("testing", len(batches), every=config.print_freq).over(batches)
     scores = evaluate({"test": network}, shown, compute, confusion=True)["test"]
-    titles = class_titles(weights.classes or images.classes)
-    print_scores(scores, titles if config.per_class else None)
+    print_scores(scores)
     top1, top5 = scores.top1_errors[0], scores.top5_errors[0]
     print_once(f"[Error rate] Top-1: {top1:.4f}%, Top-5: {top5:.4f}%")
     if config.json and rank() == 0:
-        errors, options = class_errors(scores, titles), config.to_dict()
+        titles, options = class_titles(weights.classes or images.classes), config.to_dict()
+        errors = class_errors(scores, titles)
         about = {"checkpoint": weights.source, "options": options, "class_errors": errors}
         write_json(config.json, score_content(scores, **about))
 

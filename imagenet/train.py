@@ -31,7 +31,7 @@ from common.run_folder import open_run
 from common.schedule import Mixing, make_schedule
 from data import ImageSets, find_image_sets
 from flags import Config, parse_training, with_recipe
-from resnet import NETWORKS, DKSResNet, build
+from resnet import DKSResNet, build
 from synergy import SynergyLoss
 from weights import PROGRAM, choose_compute, read_weights, torchvision_weights
 
@@ -131,7 +131,6 @@ def describe_network(config: Config, sets: ImageSets) -> dict:
         "arch": config.arch,
         "image_size": config.image_size,
         "dtype": config.dtype,  # in training
-        "branches": "" if config.method == "baseline" else str(NETWORKS[config.arch].branches),
         "classes": sets.classes,
     }
 

@@ -86,10 +86,11 @@ def test_a_test_of_some_of_the_classes_uses_their_indices(imagenet, main, tmp_pa
     metadata = {"arch": "resnet50", "classes": ["dog", "eel", "cat"], "image_size": 64}
     path = save_weights(tmp_path / "a.pt", model.state_dict(), metadata=metadata)
     write_folders(tmp_path, {"dog": 1, "cat": 3})
-    flags = ("--model_path", path, "--image-size", 40, "--dtype", "bfloat16", "--per-class")
-    status, out, _ = main(tmp_path, *flags)
+    flags = ("--model_path", path, "--image-size", 40, "--dtype", "bfloat16", "--json")
+    status, out, _ = main(tmp_path, *flags, tmp_path / "a.json")
     assert status == 0 and out.splitlines()[-1] == last_line(75, 0)
-    assert re.findall(r"^ +([\d.]+) %  (\w+)$", out, re.M) == [("0.00", "dog"), ("100.00", "cat")]
+    found = json.loads((tmp_path / "a.json").read_text())["class_errors"]
+    assert found == {"dog": 0, "cat": 100}
     assert "images of 40 pixels" in out
 
 
@@ -192,7 +193,6 @@ def test_a_damaged_image_in_a_worker_is_named_in_one_line(python, imagenet, weig
         ("VAL NETWORK --predict a.png", "give one of the folder"),
         ("NETWORK --predict nowhere.png", "nowhere.png: can't be read"),
         ("NETWORK --predict a.png --branches", "--branches has no effect with --predict"),
-        ("NETWORK --predict a.png --per-class", "--per-class has no effect with --predict"),
         ("NETWORK --export a.pth --json a.json", "--json has no effect with --export"),
         ("VAL NETWORK --export new.pth", "give one of the folder"),
         ("--model_path RUN --export WEIGHTS", "exists already"),

@@ -10,7 +10,7 @@ import torch
 
 # Options whose effect tests of whole runs see in their files and their output.
 IN_RUNS = {
-    "wrn_DKS": "dataset evaluate per_class predict json export",
+    "wrn_DKS": "dataset evaluate predict json export",
     "imagenet": "cache val_labels data",
     "both": "test_every checkpoint_minutes init resume save sync_bn workers given device",
 }
