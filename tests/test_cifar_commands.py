@@ -178,7 +178,7 @@ def test_init_starts_from_the_backbone(main, runs, images, tmp_path, capsys):
         ("--ngpu 4", "torchrun --nproc_per_node 4"),
         ("--epoch_step 0,3", "expected epochs counted from 1"),
         ("--evaluate", "--evaluate requires --resume PATH"),
-        ("--predict x.png --evaluate --resume RUN", "give one of --evaluate, --predict and"),
+        ("--predict x.png --evaluate --resume RUN", "can't be combined with"),
         ("--predict nowhere.png --resume RUN", "nowhere.png: can't be read"),
         ("--evaluate --resume RUN --lr 0.2", "--lr 0.2 (was 0.1)"),
         ("--evaluate --resume EXPORT --arch resnet", "--arch resnet (was wrn)"),

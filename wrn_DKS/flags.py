@@ -127,8 +127,8 @@ def parse(argv: Sequence[str] | None = None) -> Config:
     task = "--evaluate" if config.evaluate else "--predict" if config.predict else ""
     if task and config.checkpoint is None:
         raise UserError(f"{task} requires --resume PATH, a checkpoint or the folder of a run")
-    if sum(map(bool, (config.evaluate, config.predict, config.export))) > 1:
-        raise UserError("give one of --evaluate, --predict and --export")
+    if config.predict and (config.evaluate or config.export):
+        raise UserError("--predict can't be combined with --evaluate or --export")
     if config.json and not task:
         raise UserError("--json requires --evaluate or --predict")
     if config.resume == "auto" and config.save is None:

@@ -62,10 +62,7 @@ def train(config: Config, device: torch.device) -> None:
             network = describe_network(config, data)
             print_scores(fit(run, trainer, batches, tests, network, data.describe()))
         if config.export and rank() == 0:
-            weights = load(run.folder / CHECKPOINT)
-            checkpoint.save_weights(config.export, weights.backbone, weights.metadata)
-            averaged = " (averaged weights)" * weights.averaged
-            print(f"exported the backbone{averaged} to {config.export}")
+            export(config.export, load(run.folder / CHECKPOINT))
 
 
 def make_trainer(
@@ -85,6 +82,12 @@ def make_trainer(
     schedule = make_schedule(config, batches.steps, clears_momentum=config.arch == "wrn")
     compute = choose_compute(config, network, device)
     return Trainer(network, criterion, schedule, config, compute), batches
+
+
+def export(path: Path, weights: Weights) -> None:
+    """Write the backbone's weights and the metadata of the network to a new file."""
+    checkpoint.save_weights(path, weights.backbone, weights.metadata)
+    print(f"exported the backbone{' (averaged weights)' * weights.averaged} to {path}")
 
 
 def load_trained(config: Config) -> tuple[Config, Weights]:
@@ -114,6 +117,8 @@ def test(config: Config, device: torch.device) -> None:
         errors, options = class_errors(scores, data.classes), config.to_dict()
         about = {"checkpoint": str(weights.source), "options": options, "class_errors": errors}
         write_json(config.json, score_content(scores, **about))
+    if config.export and rank() == 0:
+        export(config.export, weights)
 
 
 def classify(config: Config, device: torch.device) -> None:
