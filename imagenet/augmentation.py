@@ -4,12 +4,11 @@ Augmentation is a function of (seed, epoch, image): it depends neither on the wo
 on whether the run was resumed.
 """
 
-import fcntl
-import math
 import os
-import shutil
 import signal
+import uuid
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -23,27 +22,21 @@ from tqdm import tqdm
 
 from common.command_line import UserError, one_line
 from common.distributed import first_on_node
+from common.images import hash_lines
 from common.schedule import derived_seed
 
 BICUBIC = InterpolationMode.BICUBIC
 
 
-def evaluation_transform(image_size: int, resize: str = "square") -> Callable[..., Tensor]:
-    """Return the evaluation transform, from an RGB image of PIL to a uint8 tensor (3, S, S).
+def evaluation_transform(image_size: int) -> Callable[..., Tensor]:
+    """Return the released code's transform, from an RGB image of PIL to a uint8 tensor (3, S, S).
 
-    Args:
-        image_size: side S of the center crop. The image is resized to S * 256 / 224 first.
-        resize: `square` resizes both sides to that size and ignores the aspect ratio, as the
-            released code does. `shorter-side` keeps the aspect ratio.
+    The image is resized to a square of side S * 256 / 224, ignoring the aspect ratio, of which the
+    center (S, S) is cropped.
     """
     side = resized_side(image_size)
-    return transforms.Compose(
-        [
-            transforms.Resize((side, side) if resize == "square" else side, BICUBIC),
-            transforms.CenterCrop(image_size),
-            transforms.PILToTensor(),
-        ]
-    )
+    crop = [transforms.Resize((side, side), BICUBIC), transforms.CenterCrop(image_size)]
+    return transforms.Compose([*crop, transforms.PILToTensor()])
 
 
 def resized_side(image_size: int) -> int:
@@ -63,7 +56,6 @@ class RandomCrop:
     def __init__(self, image_size: int, count: int, seed: int):
         self.image_size, self.side = image_size, resized_side(image_size)
         self._count, self._seed = count, seed
-        self._latest: tuple[int, Tensor] = (-1, torch.empty(0))
 
     def fixed(self, image: Tensor) -> Tensor:
         """Return what is the same in every epoch, and what a cache holds: the resized image."""
@@ -71,23 +63,23 @@ class RandomCrop:
 
     def random(self, square: Tensor, epoch: int, index: int) -> Tensor:
         """Return the crop (3, S, S) of image `index`."""
-        top, left, flip = self._draws(epoch)[index].tolist()
+        draws = random_crops(self._seed, epoch, self._count, self.side - self.image_size)
+        top, left, flip = draws[index].tolist()
         crop = square[:, top : top + self.image_size, left : left + self.image_size]
         return crop.flip(-1) if flip else crop
 
-    def _draws(self, epoch: int) -> Tensor:
-        """Return the random numbers of all images: (count, 3) top, left, 1 for a flip.
 
-        They are drawn together, because a generator for each image takes longer than its crop.
-        """
-        if self._latest[0] != epoch:
-            # A key of another length than those of the order, of the other crop and of `Mixing`.
-            generator = torch.Generator().manual_seed(derived_seed(self._seed, epoch, 0, 0, 0))
-            margin = self.side - self.image_size
-            corners = torch.randint(margin + 1, (self._count, 2), generator=generator)
-            flips = torch.randint(2, (self._count, 1), generator=generator)
-            self._latest = epoch, torch.cat([corners, flips], 1).to(torch.int16)
-        return self._latest[1]
+@lru_cache(maxsize=1)
+def random_crops(seed: int, epoch: int, count: int, margin: int) -> Tensor:
+    """Return the random numbers of all images: (count, 3) top, left, 1 for a flip.
+
+    They are drawn together, because a generator for each image takes longer than its crop.
+    """
+    # A key of another length than those of the order, of the other crop and of `Mixing`.
+    generator = torch.Generator().manual_seed(derived_seed(seed, epoch, 0, 0, 0))
+    corners = torch.randint(margin + 1, (count, 2), generator=generator)
+    flips = torch.randint(2, (count, 1), generator=generator)
+    return torch.cat([corners, flips], 1).to(torch.int16)
 
 
 class RandomArea:
@@ -115,12 +107,7 @@ class RandomArea:
 
 
 class CachedImages(Dataset):
-    """Images whose fixed part is in a file.
-
-    Args:
-        pixels: (N, H, W, 3) uint8, mapped into memory.
-        labels: N class indices.
-    """
+    """Images in a file, mapped into memory: (N, H, W, 3) uint8; and N class indices."""
 
     def __init__(self, pixels: np.ndarray, labels: Sequence[int]):
         self._pixels, self._labels = pixels, labels
@@ -140,53 +127,34 @@ def cached(dataset: Dataset, path: Path, identity: str, workers: int) -> CachedI
 
     Args:
         dataset: uint8 images (3, H, W) of one size, and their labels.
-        path: of the file, which ends in .npy.
-        identity: of the data set and what was done to it; the file is bound to it.
+        path: of the file, which ends in .npy. A hash of the identity is added to its name.
+        identity: of the data set and what was done to it.
         workers: processes that decode the images.
 
     Raises:
-        UserError: the file is of other images, or can't be written.
+        UserError: the file can't be written or read.
     """
-    about = path.with_suffix(".txt")
+    path = path.with_stem(f"{path.stem}-{hash_lines([identity])}")
     try:
         with first_on_node() as first:
             if first and not path.exists():
-                build_cache(dataset, path, identity, workers)
-        if about.read_text() != identity:
-            raise UserError(
-                f"--cache {path.parent}: made from other images, or for another --image-size; "
-                f"choose another folder, or delete {path}"
-            )
-        pixels = np.load(path, mmap_mode="r")
+                write_pixels(dataset, path, workers)
+        return CachedImages(np.load(path, mmap_mode="r"), dataset.labels)
     except (OSError, ValueError) as error:
         raise UserError(f"--cache {path.parent}: {one_line(error, 150)}") from error
-    return CachedImages(pixels, dataset.labels)
-
-
-def build_cache(dataset: Dataset, path: Path, identity: str, workers: int) -> None:
-    """Make the file of a data set, unless another run does; in that case, wait for it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path.with_suffix(".lock"), "w") as lock:
-        fcntl.lockf(lock, fcntl.LOCK_EX)
-        if not path.exists():
-            path.with_suffix(".txt").write_text(identity)
-            write_pixels(dataset, path, workers)
 
 
 def write_pixels(dataset: Dataset, path: Path, workers: int) -> None:
     """Write the images of a data set to a file, which appears when it is complete."""
-    side, partial = dataset[0][0].shape[-1], path.with_suffix(".partial")
-    shape = (len(dataset), side, side, 3)
-    needed, free = math.prod(shape), shutil.disk_usage(path.parent).free
-    if needed > free:
-        sizes = f"{needed / 1e9:.1f} GB needed, {free / 1e9:.1f} GB free"
-        raise UserError(f"--cache {path.parent}: {sizes}; choose a folder on a larger disk")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(f".{uuid.uuid4().hex}")  # another run may write the same images
+    side = dataset[0][0].shape[-1]
+    header = {"descr": "|u1", "fortran_order": False, "shape": (len(dataset), side, side, 3)}
     loader = DataLoader(dataset, 64, num_workers=workers, worker_init_fn=ignore_signals)
-    header = {"descr": "|u1", "fortran_order": False, "shape": shape}
     try:
         with open(partial, "wb") as file:
             np.lib.format.write_array_header_1_0(file, header)
-            for images, _ in tqdm(loader, f"caching {path.stem} images", disable=None, leave=False):
+            for images, _ in tqdm(loader, f"caching {path.stem}", disable=None, leave=False):
                 file.write(images.permute(0, 2, 3, 1).contiguous().numpy())
             file.flush()
             os.fsync(file.fileno())

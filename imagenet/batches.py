@@ -1,7 +1,6 @@
 """Batches of this process, loaded by workers and normalized on the device."""
 
 import contextlib
-import tempfile
 import weakref
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -15,27 +14,10 @@ from common.distributed import Compute, print_once, shard, world_size
 from common.evaluation import Batch
 from common.schedule import Mixing, derived_seed
 from data import ImageSets
+from flags import Config
 
 # Channel means and standard deviations of ImageNet's training images, in [0, 1].
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-PREFETCH = 4  # training batches per worker
-
-
-class Normalization:
-    """Normalizes images on the device, because uint8 needs a quarter of the transfer.
-
-    The results are those of torchvision's `ToTensor` and `Normalize` to the last bit, on a GPU too:
-    the divisors are tensors because a GPU multiplies by the reciprocal of a number.
-    """
-
-    def __init__(self, device: torch.device):
-        self._white = torch.tensor(255.0, device=device)
-        self._mean = torch.tensor(IMAGENET_MEAN, device=device).view(3, 1, 1)
-        self._std = torch.tensor(IMAGENET_STD, device=device).view(3, 1, 1)
-
-    def __call__(self, images: Tensor) -> Tensor:
-        """Return images (B, 3, S, S), uint8, as float32 in the same memory format."""
-        return images.float().div_(self._white).sub_(self._mean).div_(self._std)
 
 
 class Augmented(Dataset):
@@ -57,39 +39,29 @@ class TrainingBatches:
     part of it. The last batch may be partial.
 
     Args:
+        config: batch size and seed, and the number of workers; 0 loads in the main process.
         sets: the images.
-        batch_size: total batch size over all processes.
-        seed: of the order.
         mixing: mixes pairs of images of a batch, if it is not empty.
-        workers: DataLoader workers; 0 loads in the main process.
         compute: where the batches are needed.
     """
 
-    def __init__(
-        self,
-        sets: ImageSets,
-        batch_size: int,
-        seed: int,
-        mixing: Mixing,
-        workers: int,
-        compute: Compute,
-    ):
-        self._count, self._batch_size, self._seed = len(sets.train), batch_size, seed
-        self._mixing, self._compute = mixing, compute
-        self.steps = -(-self._count // batch_size)
-        if 0 < self._count % batch_size < world_size():
+    def __init__(self, config: Config, sets: ImageSets, mixing: Mixing, compute: Compute):
+        self._count, self._batch_size = len(sets.train), config.batch_size
+        self._seed, self._mixing, self._compute = config.seed, mixing, compute
+        left = self._count % config.batch_size
+        self.steps = -(-self._count // config.batch_size)
+        if 0 < left < world_size():
             self.steps -= 1  # not an image for each process
-            left = plural(self._count % batch_size, "image")
-            print_once(f"the last {left} of an epoch are left out")
+            print_once(f"the last {plural(left, 'image')} of an epoch are left out")
         if not self.steps:
             raise UserError(f"{plural(self._count, 'image')} for {world_size()} processes")
         self._next = (0, 0)  # epoch and step
         self._loader = make_loader(
             Augmented(sets.train, sets.augmentation),
-            workers,
+            config.workers,
             compute.device,
             batch_sampler=weakref.proxy(self),  # in a cycle, the workers would outlive it
-            prefetch_factor=PREFETCH if workers else None,
+            prefetch_factor=4 if config.workers else None,
         )
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
@@ -148,8 +120,6 @@ class TestBatches:
 
 
 def make_loader(dataset: Dataset, workers: int, device: torch.device, **options) -> DataLoader:
-    if workers and len(tempfile.gettempdir()) > 60:  # the path of a socket has 107 bytes at most
-        raise UserError(f"TMPDIR {tempfile.gettempdir()}: too long for workers; set a shorter one")
     return DataLoader(
         dataset,
         num_workers=workers,
@@ -175,14 +145,21 @@ def collate(samples: Sequence[tuple[Tensor, int]]) -> list[Tensor]:
 def device_batches(loader: Iterable, compute: Compute) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield batches on the device: images (B, 3, S, S), float32 and normalized, and labels (B,).
 
+    They are normalized on the device, because uint8 needs a quarter of the transfer. The results
+    are those of torchvision's `ToTensor` and `Normalize` to the last bit, on a GPU too: it would
+    multiply by the reciprocal of a divisor that is a number.
+
     Raises:
         UserError: an image can't be read, or a worker died.
     """
-    normalize = Normalization(compute.device)
+    device = compute.device
+    constants = ((255.0,), IMAGENET_MEAN, IMAGENET_STD)
+    white, mean, std = (torch.tensor(each, device=device).view(-1, 1, 1) for each in constants)
     with worker_errors():
         for images, labels in loader:
-            images = images.to(compute.device, non_blocking=True)
-            yield normalize(images), labels.to(compute.device, non_blocking=True)
+            images = images.to(device, non_blocking=True).float()
+            images.div_(white).sub_(mean).div_(std)
+            yield images, labels.to(device, non_blocking=True)
 
 
 @contextlib.contextmanager
@@ -193,7 +170,7 @@ def worker_errors() -> Iterator[None]:
     except UserError as error:
         # DataLoader puts the worker's traceback before the message. The traceback of this process
         # is dropped because it forms a reference cycle that would keep the workers alive.
-        message = str(error).rsplit("UserError: ", 1)[-1].strip()
+        message = str(error).rpartition("UserError: ")[2].strip()
         raise UserError(message) from error.with_traceback(None)
     except RuntimeError as error:
         if "DataLoader worker" not in str(error):

@@ -20,16 +20,16 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 
 from augmentation import RandomArea, RandomCrop, evaluation_transform
 from common.command_line import UserError, plural
-from common.distributed import print_once
 from common.images import (
+    Listing,
     check_classes,
     find_test_folder,
     hash_lines,
-    is_debris,
     is_image,
     list_images,
     read_rgb,
 )
+from flags import Config
 
 SYNSETS = Path(__file__).with_name("imagenet_synsets.txt")
 
@@ -96,9 +96,7 @@ class ImageSets(NamedTuple):
         }
 
 
-def find_image_sets(
-    data: Path, val_labels: Path | None, image_size: int, augmentation: str, seed: int
-) -> ImageSets:
+def find_image_sets(config: Config) -> ImageSets:
     """List the images of `data/train` and the test images, and print how many there are.
 
     The classes are the folders of `train` in alphabetical order. A test image is labeled by the
@@ -108,28 +106,21 @@ def find_image_sets(
         UserError: a folder is missing or empty, there is only one class, or a class of the test
             images is not one of `train`.
     """
-    train, test = list_images(data / "train"), list_test_images(data, val_labels)
-    check_classes(train.classes, test.class_names, data)
-    labels = class_indices(test.class_names, train.classes, len(train.classes))
-    if augmentation == "crop":
-        random_part = RandomCrop(image_size, len(train.paths), seed)
+    train = list_images(config.data / "train")
+    test = list_test_images(config.data, config.val_labels)
+    check_classes(train.classes, test.classes, config.data)
+    labels, size = class_indices(test, train.classes, len(train.classes)), config.image_size
+    if config.augmentation == "crop":
+        augmentation = RandomCrop(size, len(train.paths), config.seed)
     else:
-        random_part = RandomArea(image_size, seed)
+        augmentation = RandomArea(size, config.seed)
     return ImageSets(
         train.classes,
-        ImageFiles(train.paths, train.labels, random_part.fixed, read_pixels),
-        ImageFiles(test.paths, labels, evaluation_transform(image_size)),
-        random_part,
+        ImageFiles(train.paths, train.labels, augmentation.fixed, read_pixels),
+        ImageFiles(test.paths, labels, evaluation_transform(size)),
+        augmentation,
         hash_lines([train.identity, test.identity]),
     )
-
-
-class LabeledImages(NamedTuple):
-    """Image files and the class name of each."""
-
-    paths: Sequence[Path]
-    class_names: Sequence[str]  # one for each image
-    identity: str  # a hash of the names of classes and images
 
 
 def imagenet_synsets() -> list[str]:
@@ -137,7 +128,7 @@ def imagenet_synsets() -> list[str]:
     return SYNSETS.read_text().split()
 
 
-def list_test_images(data: Path, val_labels: Path | None) -> LabeledImages:
+def list_test_images(data: Path, val_labels: Path | None) -> Listing:
     """List the test images of a data folder; see `find_test_folder`.
 
     They are in one folder per class or, with `val_labels`, all in the folder itself.
@@ -147,109 +138,74 @@ def list_test_images(data: Path, val_labels: Path | None) -> LabeledImages:
     """
     folder = find_test_folder(data)
     images = sorted(path for path in folder.iterdir() if is_image(path.name) and path.is_file())
-    has_folders = any(each.is_dir() and not is_debris(each.name) for each in folder.iterdir())
-    if val_labels and (has_folders or not images):
-        problem = "has class folders; leave it out" if has_folders else "no images in it"
-        raise UserError(f"--val-labels {val_labels}: {folder}: {problem}")
     if val_labels:
         return label_from_file(images, val_labels)
-    if images and not has_folders:
+    if images:
         raise UserError(
             f"{folder}: {plural(len(images), 'image')} without class folders; give their classes "
             "as --val-labels LOC_val_solution.csv (from Kaggle) or a file of lines 'filename wnid'"
         )
-    listing = list_images(folder)
-    names = np.array(listing.classes)[listing.labels].tolist()
-    return LabeledImages(listing.paths, names, listing.identity)
+    return list_images(folder)
 
 
-def label_from_file(paths: Sequence[Path], val_labels: Path) -> LabeledImages:
-    """Label images with the classes in a label file."""
-    labels = read_labels(val_labels)
-    # Kaggle's file has file names without extension.
-    names = [labels.get(path.name, labels.get(path.stem)) for path in paths]
-    missing = [path for path, name in zip(paths, names, strict=True) if name is None]
-    if missing:
-        raise UserError(
-            f"--val-labels {val_labels}: no label for {plural(len(missing), 'image')}, such as "
-            f"{missing[0].name}; complete the file or remove them"
-        )
-    if len(labels) > len(paths):
-        absent = plural(len(labels) - len(paths), "image")
-        print_once(f"{val_labels}: lists {absent} that {paths[0].parent} does not have")
-    identity = hash_lines(f"{name}/{path.name}" for path, name in zip(paths, names, strict=True))
-    return LabeledImages(paths, names, identity)
-
-
-def read_labels(path: Path) -> dict[str, str]:
-    """Read the class name of each file name.
+def label_from_file(paths: Sequence[Path], val_labels: Path) -> Listing:
+    """Label images with the classes in a file.
 
     A line is `name wnid`, or `name,wnid x y x y …` as in Kaggle's file.
 
     Raises:
-        UserError: the file is missing or malformed, or labels an image twice.
+        UserError: a line is malformed, or an image has no label.
     """
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"--val-labels {path}: can't be read as a text file") from error
-    labels: dict[str, str] = {}
-    for number, line in enumerate(lines, 1):
+    class_of: dict[str, str] = {}
+    for number, line in enumerate(val_labels.read_text("utf-8-sig", "replace").splitlines(), 1):
         if not line.strip() or line.startswith("ImageId,"):  # header of Kaggle's file
             continue
         match = re.match(r"\s*(.+?)[,\s]\s*(n\d{8})\b", line)
         if not match:  # such as the numbers of the devkit, which are not class indices
             raise UserError(
-                f"--val-labels {path}, line {number}: expected 'filename wnid', got {line[:60]!r}"
+                f"--val-labels {val_labels}, line {number}: expected 'filename wnid', got "
+                f"{line[:60]!r}"
             )
-        if labels.setdefault(match[1], match[2]) != match[2]:
-            raise UserError(f"--val-labels {path}, line {number}: a second class for {match[1]}")
-    return labels
+        class_of[match[1]] = match[2]
+    # Kaggle's file has file names without extension.
+    names = [class_of.get(path.name, class_of.get(path.stem)) for path in paths]
+    if not names or None in names:
+        problem = f"no label for {paths[names.index(None)].name}" if names else "no images for it"
+        raise UserError(f"--val-labels {val_labels}: {problem}; complete the file or leave it out")
+    identity = hash_lines(f"{name}/{path.name}" for path, name in zip(paths, names, strict=True))
+    classes, labels = np.unique(names, return_inverse=True)
+    return Listing(classes.tolist(), paths, labels, identity)
 
 
-def class_indices(
-    image_classes: Sequence[str], classes: Sequence[str] | None, num_classes: int
-) -> np.ndarray:
+def class_indices(images: Listing, classes: Sequence[str] | None, num_classes: int) -> np.ndarray:
     """Return the class index of each image: (N,) int64.
 
     Args:
-        image_classes: class name of each image.
-        classes: the network's class names in label order, if known. If not, a network of 1,000
-            classes is assumed to be trained on ImageNet; for any other, the sorted names of the
-            images' classes are used, as by torchvision's ImageFolder.
+        images: labeled with their own classes.
+        classes: the network's class names in label order, if known. If not, those of the images
+            are used, in the order of torchvision's ImageFolder.
         num_classes: number of classes of the network, K.
 
     Raises:
         UserError: the network has no such class, or the number of classes is not K.
     """
-    present, inverse = np.unique(np.array(image_classes), return_inverse=True)
-    if classes is None:
-        classes = imagenet_synsets() if num_classes == 1000 else present.tolist()
+    classes = classes or images.classes
     if len(classes) != num_classes:
         raise UserError(
             f"{plural(len(classes), 'class')} for a network of {plural(num_classes, 'class')}, "
             "whose checkpoint has no class names; use the images that it was trained for"
         )
     index = {name: i for i, name in enumerate(classes)}
-    if unknown := [name for name in present.tolist() if name not in index]:
+    if unknown := [name for name in images.classes if name not in index]:
         raise UserError(
             f"the network does not know {plural(len(unknown), 'class')} of the images, such as "
             f"{unknown[0]}; it has {plural(num_classes, 'class')}, such as {classes[0]}"
         )
-    return np.array([index[name] for name in present.tolist()])[inverse]
+    return np.array([index[name] for name in images.classes])[images.labels]
 
 
-def class_titles(classes: Sequence[str] | None, num_classes: int) -> list[str]:
-    """Return a readable title for each class, such as `tabby (n02123045)`.
-
-    Args:
-        classes: the network's class names in label order, if known. If not, a network of 1,000
-            classes is assumed to be trained on ImageNet.
-        num_classes: number of classes of the network.
-    """
-    if classes is None and num_classes != 1000:
-        return [f"class {index}" for index in range(num_classes)]
-    synsets = imagenet_synsets()
+def class_titles(classes: Sequence[str]) -> list[str]:
+    """Return a readable title for each class, such as `tabby (n02123045)`."""
     categories = torchvision.models.ResNet50_Weights.IMAGENET1K_V1.meta["categories"]
-    words = dict(zip(synsets, categories, strict=True))
-    return [f"{words[name]} ({name})" if name in words else name for name in classes or synsets]
+    words = dict(zip(imagenet_synsets(), categories, strict=True))
+    return [f"{words[name]} ({name})" if name in words else name for name in classes]

@@ -12,7 +12,6 @@ from common.command_line import (
     build_parser,
     choice,
     number,
-    start_epochs,
 )
 from common.distributed import available_cores
 from common.options import (
@@ -53,14 +52,7 @@ class DataConfig(DeviceConfig):
         number(int, 0, 1024),
         "data-loading workers per process; 0 loads in the main process",
         "-j",
-        "--nthread",
         role=LOCAL,
-    )
-    export: Path | None = output_flag(
-        None,
-        Path,
-        "write the backbone: to a file that ends in .pth, .pt or .safetensors, or to a new folder "
-        "for timm and the Hugging Face Hub, with a model card",
     )
 
 
@@ -95,11 +87,6 @@ class Config(TrainingConfig, DataConfig):
 class EvaluationConfig(DataConfig):
     """Every option of `main.py`. None: the checkpoint decides, otherwise the released code."""
 
-    resize: str = data_flag(
-        "square",
-        choice("square", "shorter-side"),
-        "before the center crop: square, as in the released code, or shorter-side, as is common",
-    )
     image_size: int | None = data_flag(
         None,
         number(int, 8, 4096),
@@ -108,29 +95,24 @@ class EvaluationConfig(DataConfig):
     )
     batch_size: int = run_flag(256, COUNT, "total batch size over all processes", "-b")
     arch: str | None = model_flag(
-        None,
-        str,
-        f"network: {', '.join(NETWORKS)}, or another classifier of torchvision",
-        "-a",
-        metavar="NAME",
+        None, choice(*NETWORKS), f"network, if the weights do not say: {', '.join(NETWORKS)}", "-a"
     )
     model_path: Path | None = model_flag(
         None, Path, "checkpoint to load, the folder of a run, or an exported file or folder"
     )
     pretrained: bool = model_flag(False, bool, "use the weights that the paper's authors released")
-    torchvision_weights: str | None = model_flag(
-        None,
-        str,
-        "use torchvision's weights of this name, such as IMAGENET1K_V1",
-        metavar="NAME",
-    )
     branches: bool = model_flag(False, bool, "also test the branches and the ensemble")
-    download_only: bool = model_flag(False, bool, "download the released weights and exit")
+    per_class: bool = run_flag(False, bool, "print the error of each class too")
     predict: tuple[Path, ...] = run_flag(
         (), Path, "classify these images, or those in a folder", nargs="+"
     )
-    per_class: bool = run_flag(False, bool, "print the error of each class too")
     print_freq: int = run_flag(10, COUNT, "batches between updates of the progress bar", "-p")
+    export: Path | None = output_flag(
+        None,
+        Path,
+        "write the backbone: to a file that ends in .pth, .pt or .safetensors, or to a new folder "
+        "for timm and the Hugging Face Hub, with a model card",
+    )
     json: Path | None = output_flag(None, Path, "also write the results to this file")
 
 
@@ -145,111 +127,67 @@ def make_parser(config_class: type) -> ArgumentParser:
     # Without a default of its own, argparse would convert the marker SUPPRESS to a path.
     about = {"metavar": "DATA", "default": None, "help": "same as --data"}
     parser.add_argument("folder", type=Path, nargs="?", **about)
-    released = parser.add_argument_group("released spellings")
-    released.add_argument(
-        "--gpu_id",
-        dest="device",
-        metavar="N",
-        type=lambda text: f"cuda:{number(int, 0)(text)}",
-        help="same as --device cuda:N",
-    )
-    released.add_argument("--ngpu", type=number(int, 1), metavar="N", help="use torchrun instead")
-    if config_class is Config:
-        released.add_argument(
-            "--epoch_step",
-            dest="milestones",
-            metavar="EPOCHS",
-            type=start_epochs,
-            help="epochs, counted from 1, at whose start the learning rate is decayed (default: "
-            "after 30, 60 and 90 percent of the epochs)",
-        )
     return parser
 
 
 def parse_given(config_class: type, argv: Sequence[str] | None) -> dict:
-    """Parse the command line; return the options that it has, with the data folder under `data`."""
+    """Return the options of the command line, with the data folder under `data`."""
     given = make_parser(config_class).parse_given(argv)
     folder = given.pop("folder", None)
     if folder and given.setdefault("data", folder) != folder:
         raise UserError(f"two data folders, {given['data']} and {folder}; give one of them")
-    if (gpus := given.pop("ngpu", 1)) > 1:
-        raise UserError(f"--ngpu {gpus}: to use several GPUs, run torchrun --nproc_per_node {gpus}")
     return given
 
 
 def parse_training(argv: Sequence[str] | None = None) -> Config:
-    """Parse and check the command line of `train.py`, by default that of the process.
-
-    Raises:
-        UserError: an option is unknown or invalid, or options contradict each other.
-    """
+    """Return the options of `train.py`. Raise `UserError` if one is unknown or invalid."""
     given = parse_given(Config, argv)
     config = Config(**given, given=frozenset(given))
-    if config.data is None and config.resume == "":
-        raise UserError("no data; give the folder that contains train/ and val/")
     if config.resume == "auto" and config.save is None:
         raise UserError("--resume auto requires --save DIR, the folder of the run")
-    check_outputs(config)
     return config
 
 
 def with_recipe(config: Config) -> Config:
     """Fill in what was neither given nor taken from a checkpoint, and check it."""
+    if config.data is None:
+        raise UserError("no data; give the folder that contains train/ and val/")
     if config.augmentation is None:
         kind = "resized-crop" if config.arch == "resnet152" else "crop"
         config = replace(config, augmentation=kind)
     if config.milestones is None:
         config = replace(config, milestones=scaled_milestones(DECAY_PERCENT, config.epochs))
     if config.cache and config.augmentation != "crop":
-        raise UserError(
-            f"--cache {config.cache}: --augmentation resized-crop crops an image at random before "
-            "it resizes it, so there is nothing to keep; leave out one of both"
-        )
-    if config.data is None:
-        raise UserError("no data; give the folder that contains train/ and val/")
+        raise UserError("--cache can't keep random areas; use --augmentation crop, or no cache")
     check_training(config)
     return config
 
 
 def parse_evaluation(argv: Sequence[str] | None = None) -> EvaluationConfig:
-    """Parse and check the command line of `main.py`, by default that of the process.
+    """Return the options of `main.py`.
 
     Raises:
-        UserError: an option is unknown or invalid, or options contradict each other.
+        UserError: an option is unknown or invalid, options contradict each other, or an output
+            file can't be written.
     """
     given = parse_given(EvaluationConfig, argv)
     given |= {"predict": tuple(given.get("predict", ()))}
     config = EvaluationConfig(**given, given=frozenset(given) - {"predict"})
-    sources = (config.model_path, config.pretrained, config.torchvision_weights)
-    count = sum(map(bool, sources)) + (config.download_only and not config.pretrained)
-    if count != 1:
+    if bool(config.model_path) == config.pretrained:
+        raise UserError("give the weights: either --model_path PATH or --pretrained")
+    tasks = [name for name in ("data", "export", "predict") if getattr(config, name)]
+    if len(tasks) != 1:
         raise UserError(
-            f"{'several sources of' if count else 'no'} weights; expected one of --model_path "
-            "PATH, --pretrained, --torchvision-weights NAME or --download-only"
+            "give one of the folder that contains val/, --export FILE, and --predict IMAGE …"
         )
-    if config.branches and not config.model_path:
-        raise UserError("--branches: requires a checkpoint with branches; give --model_path PATH")
-    tasks = {
-        "--download-only": config.download_only,
-        "--export": config.export,
-        "--predict": config.predict,
-        "the data folder": config.data,
-    }
-    chosen = [name for name, value in tasks.items() if value]
-    if not chosen:
-        raise UserError("no data; give the folder that contains val/, or --predict IMAGE …")
-    if len(chosen) > 1:
-        raise UserError(f"{chosen[0]} does not test the network; leave out {chosen[1]}")
-    check_outputs(config)
-    return config
-
-
-def check_outputs(config: Config | EvaluationConfig) -> None:
-    """Raise `UserError` if an output file can't be written."""
-    for flag in ("export", "json"):
-        path = getattr(config, flag, None)
-        in_run = path and getattr(config, "save", None) == path.parent  # which is made first
-        if path and not in_run and not path.parent.is_dir():
+    only_for_tests = ("branches", "per_class")
+    unused = {"export": (*only_for_tests, "json"), "predict": only_for_tests}.get(tasks[0], ())
+    for name in config.given.intersection(unused):
+        flag = name.replace("_", "-")
+        raise UserError(f"--{flag} has no effect with --{tasks[0]}; leave it out")
+    for flag, path in (("export", config.export), ("json", config.json)):
+        if path and (path.is_dir() or (flag == "export" and path.exists())):
+            raise UserError(f"--{flag} {path}: exists already; choose another name")
+        if path and not path.parent.is_dir():
             raise UserError(f"--{flag} {path}: no such folder: {path.parent}; create it first")
-        if flag == "json" and path and path.exists() and (path.is_dir() or path.suffix != ".json"):
-            raise UserError(f"--json {path}: exists already, but not as .json; choose another name")
+    return config

@@ -10,29 +10,28 @@ it reports a top-1 error of 28.68 % with ResNet-18.
 
 import os
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch: idle threads spin only
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # as long as pays even beside other programs
 
 import torch
-from torch import nn
 
 from augmentation import cached
 from batches import TestBatches, TrainingBatches, worker_errors
 from common import checkpoint
-from common.command_line import UserError, exit_status, plural, run_script
-from common.distributed import Compute, print_once, process_group, rank
+from common.command_line import exit_status, plural, run_script
+from common.distributed import Compute, print_once, process_group
 from common.engine import Trainer, print_costs
 from common.evaluation import print_scores
 from common.options import warn_of_few_images
 from common.run import fit
-from common.run_folder import CHECKPOINT, open_run
+from common.run_folder import open_run
 from common.schedule import Mixing, make_schedule
-from data import ImageSets, find_image_sets, imagenet_synsets
-from export import export
+from data import ImageSets, find_image_sets
 from flags import Config, parse_training, with_recipe
-from resnet import NETWORKS, build
+from resnet import NETWORKS, DKSResNet, build
 from synergy import SynergyLoss
 from weights import PROGRAM, choose_compute, read_weights, torchvision_weights
 
@@ -57,8 +56,6 @@ def train(config: Config, device: torch.device) -> None:
         if run.is_finished:
             print_once(f"the run of {plural(config.epochs, 'epoch')} is already finished")
         else:
-            if config.export and config.export.exists():
-                raise UserError(f"--export {config.export}: exists already; choose another name")
             sets = load_sets(config)
             compute = choose_compute(config.image_size, device, config.dtype)
             batches = make_training_batches(config, sets, compute)
@@ -68,30 +65,26 @@ def train(config: Config, device: torch.device) -> None:
             tests = TestBatches(sets.test, config.batch_size, config.workers, compute)
             network = describe_network(config, sets)
             print_scores(fit(run, trainer, batches, tests, network, sets.describe()))
-        if config.export and rank() == 0:
-            weights = read_weights(run.folder / CHECKPOINT)
-            export(weights, config.arch, config.image_size, config.export)
 
 
 def load_sets(config: Config) -> ImageSets:
     """List the images and, with --cache, decode them unless the cache has them."""
-    sets = find_image_sets(
-        config.data, config.val_labels, config.image_size, config.augmentation, config.seed
-    )
+    sets = find_image_sets(config)
     if not config.cache:
         return sets
     identity = f"{sets.identity} {config.image_size} 1"
-    folder, workers = config.cache, config.workers
     with worker_errors():
-        train = cached(sets.train, folder / "train.npy", identity, workers)
-        test = cached(sets.test, folder / "test.npy", identity, workers)
-    print_once(f"the images are read from --cache {folder}")
+        train, test = (
+            cached(images, config.cache / name, identity, config.workers)
+            for images, name in ((sets.train, "train.npy"), (sets.test, "test.npy"))
+        )
+    print_once(f"the images are read from --cache {config.cache}")
     return sets._replace(train=train, test=test)
 
 
 def make_training_batches(config: Config, sets: ImageSets, compute: Compute) -> TrainingBatches:
     mixing = Mixing(config.mixup, config.cutmix, len(sets.classes), config.seed)
-    return TrainingBatches(sets, config.batch_size, config.seed, mixing, config.workers, compute)
+    return TrainingBatches(config, sets, mixing, compute)
 
 
 def make_trainer(
@@ -99,12 +92,8 @@ def make_trainer(
 ) -> Trainer:
     """Build the network, the loss and the schedule; print what the network costs."""
     num_classes, branches = len(sets.classes), config.method != "baseline"
-    print_costs(
-        config.arch,
-        lambda with_branches: build(config.arch, with_branches, num_classes),
-        branches,
-        config.image_size,
-    )
+    costs_of = partial(build, config.arch, num_classes=num_classes)
+    print_costs(config.arch, costs_of, branches, config.image_size)
     torch.manual_seed(config.seed)
     network = build(config.arch, branches, num_classes)
     if config.init and initialize:
@@ -113,38 +102,25 @@ def make_trainer(
     return Trainer(network, criterion, make_schedule(config, steps), config, compute)
 
 
-def initialize_backbone(model: nn.Module, arch: str, source: str, classes: Sequence[str]) -> None:
-    """Load weights into the backbone, strictly except for a classifier of other classes.
+def initialize_backbone(model: DKSResNet, arch: str, source: str, classes: Sequence[str]) -> None:
+    """Load the backbone's weights; a classifier of other classes and the branches stay random.
 
-    Args:
-        model: a network with random weights; changed in place. Its branches stay random.
-        arch: a key of `resnet.NETWORKS`.
-        source: a checkpoint, an export, the folder of either, or the name of torchvision's weights.
-        classes: of the model, in the order of its outputs.
+    `source` is what `read_weights` reads, or the name of torchvision's weights for `arch`.
 
     Raises:
         UserError: there are no such weights, or they belong to another network.
     """
-    if Path(source).exists():
-        weights = read_weights(Path(source))
-    else:
-        weights = torchvision_weights(arch, source, "--init")
-    named = weights.metadata.get("arch", arch)
-    if named != arch:
-        raise UserError(f"--init {source}: weights of {named}, not {arch}; use -a {named}")
-    own, known = model.state_dict(), weights.metadata.get("classes")
-    if known is None and weights.num_classes == 1000:
-        known = imagenet_synsets()
-    same = weights.num_classes == len(classes) and known in (None, list(classes))
-    random = [name for name in own if name.startswith("branches.")]
-    random += [] if same else ("fc.weight", "fc.bias")
-    state = weights.backbone | {name: own[name] for name in random}
-    checkpoint.load_weights(model, state, Path(weights.source))
-    loaded = "the averaged weights of the backbone" if weights.averaged else "the backbone"
-    print_once(
-        f"--init {source}: loaded {loaded}; random: the branches"
-        f"{'' if same else ', and the classifier, which is of other classes'}"
-    )
+    path, own = Path(source), model.state_dict()
+    weights = read_weights(path) if path.exists() else torchvision_weights(arch, source)
+    weights.check_arch(arch)
+    same = weights.num_classes == len(classes) and weights.classes in (None, list(classes))
+    random = {name: value for name, value in own.items() if name.startswith("branches.")}
+    parts = ["the branches"] if random else []
+    if not same:
+        random |= {name: own[name] for name in ("fc.weight", "fc.bias")}
+        parts.append("the classifier, which is of other classes")
+    checkpoint.load_weights(model, weights.backbone | random, Path(weights.source))
+    print_once(f"--init {source}: loaded the backbone; random: {' and '.join(parts) or 'nothing'}")
 
 
 def describe_network(config: Config, sets: ImageSets) -> dict:

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from small_imagenet import shrink
 from synthetic import save_weights, set_constant_ranking, write_folders, write_image
 
-NETWORK = ("-a", "shufflenet_v2_x0_5", "--image-size", "32", "--model_path")
+NETWORK = ("-a", "resnet18", "--image-size", "32", "--model_path")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -27,15 +27,16 @@ def run(imagenet, module_path):
     data, run = write_data(module_path / "data"), module_path / "run"
     flags = "-a resnet50 --image-size 40 -b 4 --epochs 2 --lr 0.02 -j 0 --device cpu --ema 0.7"
     flags += " --label-smoothing 0.1 --grad-accumulation 2 --test-every 2"
-    words = [str(data), *flags.split(), "--save", str(run), "--export", str(module_path / "r50")]
-    assert imagenet.train.main(words) == 0
+    assert imagenet.train.main([str(data), *flags.split(), "--save", str(run)]) == 0
+    words = ["--model_path", str(run), "--export", str(module_path / "r50"), "--device", "cpu"]
+    assert imagenet.main.main(words) == 0
     return run
 
 
 @pytest.fixture(scope="module")
 def weights(module_path):
     """A checkpoint of `NETWORK` that ranks classes 2, 5, 0, 1 and 3 first for every image."""
-    model = torchvision.models.shufflenet_v2_x0_5()
+    model = torchvision.models.resnet18()
     set_constant_ranking(model.fc, [2, 5, 0, 1, 3])
     return save_weights(module_path / "weights.pth", model.state_dict())
 
@@ -85,18 +86,31 @@ def test_a_test_of_some_of_the_classes_uses_their_indices(imagenet, main, tmp_pa
     metadata = {"arch": "resnet50", "classes": ["dog", "eel", "cat"], "image_size": 64}
     path = save_weights(tmp_path / "a.pt", model.state_dict(), metadata=metadata)
     write_folders(tmp_path, {"dog": 1, "cat": 3})
-    flags = ("--model_path", path, "--image-size", 40, "--dtype", "bfloat16", "--per-class")
-    status, out, _ = main(tmp_path, *flags)
+    flags = (
+        "--model_path",
+        path,
+        "--image-size",
+        40,
+        "--dtype",
+        "bfloat16",
+        "--per-class",
+        "--json",
+    )
+    status, out, _ = main(tmp_path, *flags, tmp_path / "a.json")
     assert status == 0 and out.splitlines()[-1] == last_line(75, 0)
+    found = json.loads((tmp_path / "a.json").read_text())
+    assert found["class_errors"] == {"dog": 0, "cat": 100}
     assert re.findall(r"^ +([\d.]+) %  (\w+)$", out, re.M) == [("0.00", "dog"), ("100.00", "cat")]
-    assert "note: trained with --image-size 64, tested with 40" in out
+    assert "images of 40 pixels" in out
 
 
 def test_imagenet_s_classes_are_found_by_their_names(imagenet, main, weights, val, tmp_path):
     status, out, err = main(*NETWORK, weights, val, "--json", tmp_path / "a.json")
     assert (status, err) == (0, "") and out.splitlines()[-1] == last_line(600 / 7, 200 / 7)
-    confused = json.loads((tmp_path / "a.json").read_text())["confused"]
-    assert [each["images"] for each in confused] == [4, 2]
+    found = json.loads((tmp_path / "a.json").read_text())
+    assert [each["images"] for each in found["confused"]] == [4, 2]
+    found = found["class_errors"]
+    assert [*found.values()] == [0, 100, 100] and "great white shark (n01484850)" in found
     for seed, name in enumerate("ab"):
         write_image(tmp_path / "val" / f"{name}.png", seed)
     synsets = imagenet.data.imagenet_synsets()
@@ -113,8 +127,8 @@ def test_released_weights_are_those_of_resnet18_by_default(main, val, tmp_path, 
     path = save_weights(tmp_path / "checkpoints" / "dks_resnet18.pth", model.state_dict())
     status, out, _ = main("--pretrained", val, "--image-size", 40)
     assert status == 0 and out.splitlines()[-1] == last_line(300 / 7, 200 / 7)
-    status, out, _ = main("--download-only")
-    assert status == 0 and f"{path}, SHA-256" in out and "Error" not in out
+    status, out, _ = main("--pretrained", "--export", tmp_path / "a.pth")
+    assert status == 0 and f"weights: {path}\n" in out and "Error" not in out
 
 
 def test_predictions_have_names_and_probabilities(run, main, weights, tmp_path):
@@ -140,11 +154,11 @@ def test_the_card_states_what_the_run_did(run):
     top1, top5 = scores["top1_errors"][0], scores["top5_errors"][0]
     errors = f"**top-1 error {top1:.2f} %, top-5 error {top5:.2f} %**"
     assert f"averaged weights, on 5 test images after epoch 2 of 2: {errors}" in text
-    assert "13 training images of 3 classes, 5 test images" in text and "(CVPR 2019), DKS" in text
+    assert "13 training images of 3 classes, 5 test images" in text and "(CVPR 2019)" in text
     rows = dict(re.findall(r"^\| `--([\w-]+)` \| (.+) \|$", text, re.MULTILINE))
     expected = {"ema": "0.7", "label-smoothing": "0.1", "lr": "0.02", "grad-accumulation": "2"}
     assert expected.items() <= rows.items() and rows["init"] == "none: random weights"
-    assert not {"mixup", "data", "save", "workers", "device"} & rows.keys()
+    assert rows["method"] == "dks" and not {"data", "save", "workers", "device"} & rows.keys()
     assert str(run.parent) not in text  # paths are private
     state = load_file(run.parent / "r50" / "model.safetensors")
     assert torch.equal(state["fc.weight"], load(run)["ema"]["fc.weight"])
@@ -176,36 +190,33 @@ def test_a_damaged_image_in_a_worker_is_named_in_one_line(python, imagenet, weig
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("VAL", "no weights"),
-        ("VAL --pretrained --model_path WEIGHTS", "several sources of weights"),
+        ("VAL", "either --model_path PATH or --pretrained"),
+        ("VAL --pretrained --model_path WEIGHTS", "either --model_path PATH or --pretrained"),
         ("VAL --model_path nowhere.pth", "nowhere.pth: no such file"),
         ("VAL --model_path VAL", "checkpoint.pt: no such file"),
-        ("VAL -a resnet19 --model_path WEIGHTS", "-a resnet19: expected resnet18"),
-        ("VAL -a resnet18 --model_path RUN", "weights of resnet50, not resnet18; leave out -a"),
+        ("VAL -a resnet19 --model_path WEIGHTS", "expected resnet18"),
+        ("VAL -a resnet18 --model_path RUN", "weights of resnet50, not resnet18; use -a resnet50"),
+        ("VAL -a resnet34 --model_path WEIGHTS", "taken for a resnet34: give its network with -a"),
         ("VAL --model_path RUN", "does not know 3 classes of the images, such as n01"),
         ("nowhere NETWORK", "nowhere: no such folder"),
-        ("NETWORK", "no data"),
-        ("VAL --pretrained --branches", "--branches: requires a checkpoint"),
+        ("NETWORK", "give one of the folder that contains val/, --export FILE, and --predict"),
+        ("VAL NETWORK --branches", "no auxiliary branches; leave out --branches"),
         ("VAL NETWORK --json nowhere/a.json", "create it first"),
-        ("VAL NETWORK --predict a.png", "leave out the data folder"),
+        ("VAL NETWORK --predict a.png", "give one of the folder"),
         ("NETWORK --predict nowhere.png", "nowhere.png: can't be read"),
-        ("VAL NETWORK --export new.pth", "leave out the data folder"),
+        ("NETWORK --predict a.png --branches", "--branches has no effect with --predict"),
+        ("NETWORK --export a.pth --json a.json", "--json has no effect with --export"),
+        ("VAL NETWORK --export new.pth", "give one of the folder"),
         ("--model_path RUN --export WEIGHTS", "exists already"),
-        ("NETWORK --export new", "give a file, such as new.safetensors"),
+        ("--model_path RUN --export nowhere/a.pt", "no such folder"),
         ("VAL --dataroot elsewhere --pretrained", "give one of them"),
-        ("--download-only --predict a.png", "leave out --predict"),
         ("VAL --pretrained -a resnet34", "weights were released only for"),
-        ("VAL -a squeezenet1_1 --model_path SMALL --image-size 8", "does not accept this size"),
+        ("VAL NETWORK --val-labels nowhere", "No such file or directory: 'nowhere'"),
     ],
 )
-def test_errors_of_use_of_main_py(
-    main, run, weights, val, module_path, tmp_path, monkeypatch, words, message
-):
+def test_errors_of_use_of_main_py(main, run, weights, val, tmp_path, monkeypatch, words, message):
     monkeypatch.chdir(tmp_path)
     names = {"VAL": [val], "WEIGHTS": [weights], "NETWORK": [*NETWORK, weights], "RUN": [run]}
-    if "SMALL" in words:
-        state = torchvision.models.squeezenet1_1().state_dict()
-        names["SMALL"] = [save_weights(module_path / "small.pth", state)]
     status, out, err = main(*(each for word in words.split() for each in names.get(word, [word])))
     assert status == 2 and "Error rate" not in out and not list(tmp_path.iterdir())
     assert message in err and err.startswith("error: ") and err.count("\n") == 1
@@ -217,9 +228,7 @@ def test_errors_of_use_of_train_py(imagenet, run, tmp_path, monkeypatch, capsys)
     for words, message in (
         ("", "no data"),
         (f"{data} --image-size 32", "--image-size: expected a whole number from 33"),
-        (f"{data} --export nowhere/a.pt", "no such folder"),
-        (f"{data} --export {data}", "exists already"),
-        (f"{data} -a resnet152 --cache cache", "leave out one of both"),
+        (f"{data} -a resnet152 --cache cache", "use --augmentation crop, or no cache"),
         (f"{data} --init {run} -b 4", "weights of resnet50, not resnet18"),
     ):
         capsys.readouterr()

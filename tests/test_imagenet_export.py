@@ -62,10 +62,11 @@ def test_timm_loads_an_exported_folder(imagenet, weights, same_logits, tmp_path,
     assert same_logits(network) and network.pretrained_cfg["label_names"] == NAMES
     transform = timm.data.create_transform(**timm.data.resolve_model_data_config(network))
     crop = imagenet.augmentation.evaluation_transform(size)
-    normalize = imagenet.batches.Normalization(torch.device("cpu"))
+    compute = imagenet.distributed.Compute(torch.device("cpu"))
     for shape in ((300, 200), (37, 501)):
         image = Image.open(write_image(tmp_path / "a.png", size=shape))
-        assert torch.equal(transform(image), normalize(crop(image)[None])[0])
+        batches = imagenet.batches.device_batches([(crop(image)[None], torch.zeros(1))], compute)
+        assert torch.equal(transform(image), next(batches)[0][0])
     assert imagenet.weights.read_weights(tmp_path / "a").metadata["classes"] == NAMES
 
 

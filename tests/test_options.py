@@ -10,9 +10,9 @@ import torch
 
 # Options whose effect tests of whole runs see in their files and their output.
 IN_RUNS = {
-    "wrn_DKS": "dataset evaluate per_class predict json",
+    "wrn_DKS": "dataset evaluate per_class predict json export",
     "imagenet": "cache val_labels data",
-    "both": "test_every checkpoint_minutes init resume save export sync_bn workers given device",
+    "both": "test_every checkpoint_minutes init resume save sync_bn workers given device",
 }
 DIFFERS = object()  # from what is observed without the flag
 

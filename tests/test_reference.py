@@ -108,3 +108,5 @@ def test_a_released_checkpoint_is_evaluated(wrn, released, network, cifar100, tm
         top1 = 100 * (each.argmax(-1) != labels).double().mean()
         top5 = 100 * (each.topk(5).indices != labels[:, None]).all(-1).double().mean()
         assert f"[{name}] top-1 error {top1:.2f} %, top-5 error {top5:.2f} %" in out
+    assert wrn.main.main(["--predict", "a.png", "--resume", str(path)]) == 2
+    assert "has no class names; --predict takes a run or an export" in capsys.readouterr().err

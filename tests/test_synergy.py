@@ -104,12 +104,12 @@ def test_other_logits_are_refused_with_what_is_expected(loss, logits, error, say
 
 
 def test_options_are_checked_and_shown(loss):
+    shown = repr(loss("ds", "top-down", 0.5, 2.0, 0.1))
+    assert all(part in shown for part in ("'ds'", "'top-down'", "aux_weight=0.5", "=2.0", "=0.1"))
     with pytest.raises(ValueError, match="'dsk': expected one of baseline, ds, dks"):
         loss("dsk")
     with pytest.raises(ValueError, match="'up': expected one of bidirectional, top-down"):
         loss("dks", "up")
-    shown = repr(loss("ds", "top-down", 0.5, 2.0, 0.1))
-    assert all(part in shown for part in ("'ds'", "'top-down'", "aux_weight=0.5", "=2.0", "=0.1"))
 
 
 @st.composite

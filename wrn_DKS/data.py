@@ -12,16 +12,10 @@ import torch
 from torch import Tensor
 from torchvision import datasets
 
-from common.command_line import UserError, plural, root_cause
+from common.command_line import UserError, one_line, plural
 from common.distributed import first_on_node, print_once, shard, world_size
 from common.evaluation import Batch
-from common.images import (
-    check_classes,
-    find_test_folder,
-    hash_lines,
-    list_images,
-    read_squares,
-)
+from common.images import check_classes, find_test_folder, hash_lines, list_images, read_squares
 from common.schedule import Mixing, derived_seed
 
 # Normalization of the released code, for both CIFAR-10 and CIFAR-100.
@@ -52,10 +46,9 @@ class Dataset(NamedTuple):
 
     def describe(self) -> dict:
         """Return what tells data sets apart, for logs and checkpoints."""
-        train = 0 if self.train is None else len(self.train.labels)
         return {
             "classes": len(self.classes),
-            "train_images": train,
+            "train_images": len(self.train.labels),
             "test_images": len(self.test.labels),
             "identity": self.identity,
         }
@@ -77,38 +70,24 @@ def load_dataset(
     Raises:
         UserError: the data is missing or damaged or can't be downloaded, or classes do not match.
     """
-    only_test = trained is not None
-    if name in CIFAR:
-        splits, classes = load_cifar(name, root)
-        identity, mean, std = name, CIFAR_MEAN, CIFAR_STD
-    elif name == "digits":
-        splits, classes = load_digits()
-        identity, (mean, std) = name, channel_statistics(splits["train"].images)
+    known = trained and trained["classes"]
+    if name == "folder":
+        data = load_folder(root, image_size, workers, known)
     else:
-        known = trained["classes"] if only_test else None
-        splits, classes, identity = load_folder(root, image_size, workers, known)
-        mean, std = ([], []) if only_test else channel_statistics(splits["train"].images)
-    if only_test:
-        if trained["classes"] != classes:
-            raise UserError(
-                f"--dataset {name} has {plural(len(classes), 'class')} such as {classes[0]!r}, the "
-                f"network {len(trained['classes'])} such as {trained['classes'][0]!r}; use the "
-                "data set that it was trained on"
-            )
-        mean, std = trained["mean"], trained["std"]
-    train, test = None if only_test else splits["train"], splits["test"]
-    if name != "folder":
-        images = plural(len(test.labels), "test image")
-        images = images if only_test else f"{plural(len(train.labels), 'training image')}, {images}"
-        print_once(f"{name}: {images} of {plural(len(classes), 'class')}")
-    return Dataset(train, test, classes, mean, std, flip=name != "digits", identity=identity)
+        data = load_digits() if name == "digits" else load_cifar(name, root)
+        train, test = len(data.train.labels), len(data.test.labels)
+        print_once(f"{name}: {train:,} training and {test:,} test images")
+    if trained and data.classes != known:
+        raise UserError(
+            f"--dataset {name}: the network was trained on {plural(len(known), 'class')} such as "
+            f"{known[0]!r}, not on these {len(data.classes)} such as {data.classes[0]!r}"
+        )
+    return data._replace(mean=trained["mean"], std=trained["std"]) if trained else data
 
 
-def load_cifar(name: str, root: Path) -> tuple[dict[str, Split], list[str]]:
+def load_cifar(name: str, root: Path) -> Dataset:
     """Load CIFAR from the official files in `root`, which torchvision downloads and verifies."""
     cifar = CIFAR[name]
-    if root.name == cifar.base_folder and not (root / cifar.base_folder).exists():
-        root = root.parent  # the folder of the files themselves
     if (root / "train").is_dir() and not (root / cifar.base_folder).exists():
         raise UserError(f"--dataroot {root}: a folder of images; add --dataset folder")
     try:
@@ -116,48 +95,50 @@ def load_cifar(name: str, root: Path) -> tuple[dict[str, Split], list[str]]:
             train, test = (cifar(root, train, download=first) for train in (True, False))
     except (OSError, RuntimeError, ValueError, EOFError) as error:
         raise UserError(
-            f"{name} is not in {root} and can't be downloaded ({root_cause(error)}); download "
+            f"{name} is not in {root} and can't be downloaded ({one_line(error, 150)}); download "
             f"{cifar.url} and unpack it there, or use --dataset digits, which needs no download"
         ) from error
-    splits = {}
-    for part, each in (("train", train), ("test", test)):
-        pixels = torch.from_numpy(each.data).permute(0, 3, 1, 2).contiguous()
-        splits[part] = Split(pixels, torch.tensor(each.targets))
-    return splits, list(test.classes)
+    splits = []
+    for part in (train, test):
+        pixels = torch.from_numpy(part.data).permute(0, 3, 1, 2).contiguous()
+        splits.append(Split(pixels, torch.tensor(part.targets)))
+    return Dataset(*splits, list(test.classes), CIFAR_MEAN, CIFAR_STD, flip=True, identity=name)
 
 
-def load_digits() -> tuple[dict[str, Split], list[str]]:
+def load_digits() -> Dataset:
     """Load the included UCI handwritten digits: grayscale, 8x8, values from 0 to 16."""
     with np.load(DIGITS) as file:
-        images, labels = file["images"], file["labels"]
+        images, labels = file["images"], torch.from_numpy(file["labels"].astype(np.int64))
     gray = (images.astype(np.float32) * (255 / 16)).round().astype(np.uint8)
     pixels = torch.from_numpy(gray).unsqueeze(1).repeat(1, 3, 1, 1)
-    targets = torch.from_numpy(labels.astype(np.int64))
-    train = Split(pixels[:DIGITS_TRAIN], targets[:DIGITS_TRAIN])
-    test = Split(pixels[DIGITS_TRAIN:], targets[DIGITS_TRAIN:])
-    return {"train": train, "test": test}, [str(digit) for digit in range(10)]
+    train = Split(pixels[:DIGITS_TRAIN], labels[:DIGITS_TRAIN])
+    test = Split(pixels[DIGITS_TRAIN:], labels[DIGITS_TRAIN:])
+    classes, (mean, std) = [str(digit) for digit in range(10)], channel_statistics(train.images)
+    return Dataset(train, test, classes, mean, std, flip=False, identity="digits")
 
 
 def load_folder(
     root: Path, image_size: int, workers: int, trained_classes: list[str] | None
-) -> tuple[dict[str, Split], list[str], str]:
+) -> Dataset:
     """Load the images in `root/train/<class>` and in the test folder; see `find_test_folder`.
 
     Both are listed and their classes compared before any image is decoded. If `trained_classes` is
-    given, only the test images are loaded. Return the splits, the classes and the identity.
+    given, only the test images are loaded, and there are no statistics.
     """
-    listings = {"test": list_images(find_test_folder(root))}
+    listings = [list_images(find_test_folder(root))]
     if trained_classes is None:
-        listings = {"train": list_images(root / "train")} | listings
-    classes = trained_classes or listings["train"].classes
-    check_classes(classes, listings["test"].classes, root)
-    label_of = {name: label for label, name in enumerate(classes)}
-    splits = {}
-    for part, listing in listings.items():
-        own = torch.tensor([label_of[name] for name in listing.classes])
+        listings.insert(0, list_images(root / "train"))
+    classes = trained_classes or listings[0].classes
+    check_classes(classes, listings[-1].classes, root)
+    splits = []
+    for listing in listings:
+        own = torch.tensor([classes.index(name) for name in listing.classes])
         images = read_squares(listing.paths, image_size, workers)
-        splits[part] = Split(images, own[torch.from_numpy(listing.labels)])
-    return splits, classes, hash_lines(each.identity for each in listings.values())
+        splits.append(Split(images, own[torch.from_numpy(listing.labels)]))
+    train, test = splits if trained_classes is None else (None, *splits)
+    mean, std = channel_statistics(train.images) if train else ([], [])
+    identity = hash_lines(listing.identity for listing in listings)
+    return Dataset(train, test, classes, mean, std, flip=True, identity=identity)
 
 
 def channel_statistics(images: Tensor) -> tuple[list[float], list[float]]:
@@ -194,10 +175,9 @@ class Batches:
 
     def __iter__(self) -> Iterator[Batch]:
         own, size = shard(len(self.labels)), -(-self.batch_size // world_size())
-        for start in range(own.start, own.stop, size):
-            part = slice(start, min(start + size, own.stop))
-            images, labels = self.normalize(self.images[part]), self.labels[part]
-            yield Batch(images, labels, len(labels) * world_size())
+        parts = self.images[own].split(size), self.labels[own].split(size)
+        for images, labels in zip(*parts, strict=True):
+            yield Batch(self.normalize(images), labels, len(labels) * world_size())
 
     def normalize(self, images: Tensor) -> Tensor:
         return images.float().sub_(self._mean).mul_(self._scale)

@@ -59,7 +59,7 @@ class Config(TrainingConfig):
     workers: int = data_flag(
         min(4, available_cores()),
         COUNT,
-        "threads that decode images",
+        "threads to decode images",
         "-j",
         "--nthread",
         role=LOCAL,
@@ -68,9 +68,7 @@ class Config(TrainingConfig):
         "wrn", choice("wrn", "resnet"), "wide ResNet, or He et al.'s for CIFAR and its recipe", "-a"
     )
     depth: int | None = model_flag(
-        None,
-        number(int, 1, 1206),
-        "6n + 4 of a wrn (default: 28), 6n + 2 of a resnet (default: 32)",
+        None, number(int, 1, 1206), "6n + 4 of a wrn (default: 28), 6n + 2 of a resnet (32)"
     )
     width: float | None = model_flag(
         None, number(float, 0, 64), "multiplier of a wrn's channels (default: 10)"
@@ -79,18 +77,13 @@ class Config(TrainingConfig):
     epochs: int | None = training_flag(None, COUNT, "(default: 200; resnet: 164)", role=FREE)
     batch_size: int = training_flag(128, COUNT, "total batch size over all processes", "-b")
     lr_factor: float | None = training_flag(
-        None,
-        FRACTION,
-        "decay factor at milestones (default: 0.2; resnet: 0.1)",
-        "--lr_decay_ratio",
+        None, FRACTION, "decay factor at milestones (default: 0.2; resnet: 0.1)", "--lr_decay_ratio"
     )
     weight_decay: float | None = training_flag(
         None, AMOUNT, "of all parameters (default: 5e-4; resnet: 1e-4)"
     )
     evaluate: bool = run_flag(False, bool, "test --resume PATH instead of training", role=LOCAL)
-    per_class: bool = run_flag(
-        False, bool, "with --evaluate, print the error of each class", role=LOCAL
-    )
+    per_class: bool = run_flag(False, bool, "print the error of each class too", role=LOCAL)
     predict: tuple[Path, ...] = run_flag(
         (), Path, "classify these images, or those in a folder", role=LOCAL, nargs="+"
     )
@@ -101,19 +94,14 @@ class Config(TrainingConfig):
 
     @property
     def network_name(self) -> str:
-        if self.arch == "resnet":
-            return f"ResNet-{self.depth}"
-        return f"WRN-{self.depth}-{self.width:g}"
+        width = "" if self.arch == "resnet" else f"-{self.width:g}"
+        return f"{'ResNet' if self.arch == 'resnet' else 'WRN'}-{self.depth}{width}"
 
 
 def make_parser() -> ArgumentParser:
     """Return the parser of `main.py`. Flags of the released code keep their spelling."""
-    parser = build_parser(
-        Config,
-        "main.py",
-        "Train a residual network for small images with deeply-supervised knowledge synergy, test "
-        "one, or classify images.",
-    )
+    text = "Train a residual network for small images with DKS, test one, or classify images."
+    parser = build_parser(Config, "main.py", text)
     released = parser.add_argument_group("released spellings")
     released.add_argument(
         "--epoch_step",
@@ -123,52 +111,47 @@ def make_parser() -> ArgumentParser:
         help="epochs, counted from 1, at whose start the learning rate is decayed (default: "
         "[60,120,160] of 200; resnet: [82,123] of 164; in proportion for other --epochs)",
     )
-    released.add_argument(
-        "--gpu_id", dest="device", metavar="N", type=gpu_device, help="same as --device cuda:N"
-    )
-    released.add_argument(
-        "--model_path", dest="resume", metavar="PATH", help="same as --resume PATH"
-    )
+    gpu = {"dest": "device", "type": "cuda:{}".format, "metavar": "N"}
+    released.add_argument("--gpu_id", **gpu, help="same as --device cuda:N")
+    released.add_argument("--model_path", dest="resume", metavar="PATH", help="same as --resume")
     released.add_argument("--ngpu", type=number(int, 1), metavar="N", help="use torchrun instead")
     return parser
 
 
-def gpu_device(text: str) -> str:
-    return f"cuda:{number(int, 0)(text)}"
-
-
 def parse(argv: Sequence[str] | None = None) -> Config:
-    """Parse and check the command line, by default that of the process.
-
-    Raises:
-        UserError: an option is unknown or invalid, or options contradict each other.
-    """
+    """Return the options of the command line. Raise `UserError` if one is unknown or invalid."""
     given = make_parser().parse_given(argv)
     if (gpus := given.pop("ngpu", 1)) > 1:
-        raise UserError(
-            f"--ngpu {gpus}: to use several GPUs, run torchrun --nproc_per_node {gpus} main.py …"
-        )
+        raise UserError(f"--ngpu {gpus}: to use several GPUs, run torchrun --nproc_per_node {gpus}")
     given |= {"predict": tuple(given.get("predict", ()))}
     config = Config(**given, given=frozenset(given) - {"predict"})
-    check(config)
+    task = "--evaluate" if config.evaluate else "--predict" if config.predict else ""
+    if task and config.checkpoint is None:
+        raise UserError(f"{task} requires --resume PATH, a checkpoint or the folder of a run")
+    if config.predict and (config.evaluate or config.export):
+        raise UserError("--predict can't be combined with --evaluate or --export")
+    if (config.json and not task) or (config.per_class and not config.evaluate):
+        flag = "--per-class" if config.per_class else "--json"
+        raise UserError(f"{flag} has no effect without --evaluate; leave it out")
+    if config.resume == "auto" and config.save is None:
+        raise UserError("--resume auto requires --save DIR, the folder of the run")
+    for flag, path in (("--export", config.export), ("--json", config.json)):
+        in_run = path and config.save == path.parent  # which is made first
+        if path and not in_run and not path.parent.is_dir():
+            raise UserError(f"{flag} {path}: no such folder: {path.parent}; create it first")
+        if path and (path.is_dir() or (flag == "--export" and path.exists())):
+            raise UserError(f"{flag} {path}: exists already; choose another name")
     return config
 
 
 def with_recipe(config: Config) -> Config:
-    """Fill in what was neither given nor taken from a checkpoint, and check the network.
-
-    Raises:
-        UserError: options do not fit the network or each other.
-    """
+    """Fill in what was neither given nor taken from a checkpoint, and check it."""
     if config.arch == "resnet" and (config.dropout or config.width not in (None, 1)):
         flag = "--dropout" if config.dropout else f"--width {config.width:g}"
         raise UserError(f"{flag}: only for --arch wrn; leave it out")
     native = IMAGE_SIZES[config.dataset]
     if config.dataset != "folder" and config.image_size not in (None, native):
-        raise UserError(
-            f"--image-size {config.image_size}: the images of --dataset {config.dataset} have "
-            f"{native} pixels; leave it out"
-        )
+        raise UserError(f"--image-size: images of {config.dataset} have {native} pixels")
     recipe = RECIPES[config.arch] | {"image_size": native}
     config = replace(config, **{k: v for k, v in recipe.items() if getattr(config, k) is None})
     if config.milestones is None:
@@ -176,27 +159,3 @@ def with_recipe(config: Config) -> Config:
         config = replace(config, milestones=milestones)
     check_training(config)
     return config
-
-
-def check(config: Config) -> None:
-    """Raise `UserError` if tasks contradict each other, or a file is missing or in the way."""
-    if (config.evaluate or config.predict) and config.checkpoint is None:
-        task = "--evaluate" if config.evaluate else "--predict"
-        raise UserError(f"{task} requires --resume PATH, a checkpoint or the folder of a run")
-    if config.predict and (config.evaluate or config.export):
-        raise UserError("--predict can't be combined with --evaluate or --export")
-    if config.per_class and not config.evaluate:
-        raise UserError("--per-class requires --evaluate")
-    if config.resume == "auto" and config.save is None:
-        raise UserError("--resume auto requires --save DIR, the folder of the run")
-    if config.evaluate and config.given & {"lr", "epochs", "method", "init", "save", "ema"}:
-        names = sorted(config.given & {"lr", "epochs", "method", "init", "save", "ema"})
-        raise UserError(f"--{names[0]} has no effect with --evaluate; leave it out")
-    for flag, path in (("--export", config.export), ("--json", config.json)):
-        in_run = path and config.save == path.parent  # which is made first
-        if path and not in_run and not path.parent.is_dir():
-            raise UserError(f"{flag} {path}: no such folder: {path.parent}; create it first")
-        if path and path.is_dir():
-            raise UserError(f"{flag} {path}: a folder; give the name of a file")
-        if path and path.exists() and (flag == "--export" or path.suffix != ".json"):
-            raise UserError(f"{flag} {path}: exists already; choose another name")

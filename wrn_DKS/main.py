@@ -20,14 +20,7 @@ from common import checkpoint
 from common.command_line import Incomplete, UserError, exit_status, plural, run_script
 from common.distributed import print_once, process_group, rank, world_size
 from common.engine import Trainer, print_costs
-from common.evaluation import (
-    class_errors,
-    confused_pairs,
-    evaluate,
-    predict,
-    print_scores,
-    score_content,
-)
+from common.evaluation import evaluate, predict, print_scores, score_content
 from common.images import find_readable, read_squares
 from common.logs import print_predictions, write_json
 from common.options import from_checkpoint, warn_of_few_images
@@ -37,14 +30,7 @@ from common.schedule import Mixing, make_schedule
 from data import AugmentedBatches, Batches, Dataset, Split, load_dataset
 from flags import Config, parse, with_recipe
 from synergy import SynergyLoss
-from weights import (
-    Weights,
-    build_network,
-    choose_compute,
-    describe_network,
-    initialize_backbone,
-    load,
-)
+from weights import Weights, build_network, choose_compute, describe_network, load
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -56,12 +42,8 @@ def run(config: Config) -> None:
     with process_group(config.device) as device:
         # Tries all algorithms for each new shape: that of full batches and of a partial last one.
         torch.backends.cudnn.benchmark = True
-        if config.predict:
-            classify(config, device)
-        elif config.evaluate:
-            test(config, device)
-        else:
-            train(config, device)
+        task = classify if config.predict else test if config.evaluate else train
+        task(config, device)
 
 
 def train(config: Config, device: torch.device) -> None:
@@ -78,10 +60,7 @@ def train(config: Config, device: torch.device) -> None:
             warn_of_few_images(config)
             tests = Batches(data.test, data, config.batch_size, device)
             network = describe_network(config, data)
-            scores = fit(run, trainer, batches, tests, network, data.describe())
-            print_scores(scores)
-            if config.json and rank() == 0:
-                write_json(config.json, score_content(scores, options=config.to_dict()))
+            print_scores(fit(run, trainer, batches, tests, network, data.describe()))
         if config.export and rank() == 0:
             export(config.export, load(run.folder / CHECKPOINT))
 
@@ -96,7 +75,7 @@ def make_trainer(
     torch.manual_seed(config.seed)
     network = build(branches)
     if config.init and initialize:
-        initialize_backbone(network, Path(config.init), data.classes)
+        load(Path(config.init)).initialize_backbone(network, data.classes)
     mixing = Mixing(config.mixup, config.cutmix, num_classes, config.seed)
     batches = AugmentedBatches(data, config.batch_size, device, config.seed, mixing)
     criterion = SynergyLoss(**config.loss_options())
@@ -114,18 +93,16 @@ def make_trainer(
 def export(path: Path, weights: Weights) -> None:
     """Write the backbone's weights and the metadata of the network to a new file."""
     checkpoint.save_weights(path, weights.backbone, weights.metadata)
-    averaged = " (averaged weights)" if weights.averaged else ""
-    print(f"exported the backbone{averaged} to {path}")
+    print(f"exported the backbone{' (averaged weights)' * weights.averaged} to {path}")
 
 
 def load_trained(config: Config) -> tuple[Config, Weights]:
     """Load --resume; return the options with those of the network and its data filled in."""
     weights = load(config.checkpoint)
     other = ("dtype", "batch_size", "dataset")  # than in training
-    config = from_checkpoint(config, weights.options, weights.source, may_change=other)
-    trained = "" if weights.epoch is None else f", trained for {plural(weights.epoch, 'epoch')}"
-    config = with_recipe(config)
-    print_once(f"{weights.source}: {config.network_name}{trained}")
+    saved, source = weights.options, weights.source
+    config = with_recipe(from_checkpoint(config, saved, source, may_change=other))
+    print_once(f"{weights.source}: {config.network_name}")
     return config, weights
 
 
@@ -134,24 +111,17 @@ def test(config: Config, device: torch.device) -> None:
     config, weights = load_trained(config)
     trained = weights.metadata if "classes" in weights.metadata else None
     data = load_dataset(config.dataset, config.dataroot, config.image_size, config.workers, trained)
-    build = partial(build_network, config, len(data.classes))
-    print_costs(config.network_name, build, weights.has_branches, config.image_size)
-    network = build(weights.has_branches)
+    branches = len(weights.backbone) < len(weights.state)
+    network = build_network(config, len(data.classes), branches)
     checkpoint.load_weights(network, weights.state, weights.source)
     compute = choose_compute(config, network, device)
     print_once(str(compute))
     batches = Batches(data.test, data, config.batch_size, device)
-    models = {"test": compute.place(network)}
-    scores = evaluate(models, batches, compute, confusion=True)["test"]
+    scores = evaluate({"test": compute.place(network)}, batches, compute, confusion=True)["test"]
     print_scores(scores, data.classes if config.per_class else None)
     if config.json and rank() == 0:
-        about = {
-            "checkpoint": str(weights.source),
-            "options": config.to_dict(),
-            "class_errors": class_errors(scores, data.classes),
-            "confused": confused_pairs(scores, data.classes),
-        }
-        write_json(config.json, score_content(scores, **about))
+        about = {"checkpoint": str(weights.source), "options": config.to_dict()}
+        write_json(config.json, score_content(scores, data.classes, **about))
     if config.export and rank() == 0:
         export(config.export, weights)
 
@@ -163,10 +133,7 @@ def classify(config: Config, device: torch.device) -> None:
     config, weights = load_trained(config)
     known = weights.metadata
     if "classes" not in known:
-        if "dataset" not in config.given:
-            raise UserError(f"{weights.source}: has no class names; give --dataset and --dataroot")
-        known = load_dataset(config.dataset, config.dataroot, config.image_size, config.workers)
-        known = known._asdict()
+        raise UserError(f"{weights.source}: has no class names; --predict takes a run or an export")
     network = build_network(config, len(known["classes"]), branches=False)
     checkpoint.load_weights(network, weights.backbone, weights.source)
     compute = choose_compute(config, network, device)

@@ -84,10 +84,10 @@ def branch_specs(depth: int) -> tuple[BranchSpec, ...]:
 class Branch(nn.Module):
     """An auxiliary branch: stages of residual blocks and a classifier."""
 
-    def __init__(self, in_channels: int, stages: tuple[tuple[int, int], ...], num_classes: int):
+    def __init__(self, in_channels: int, spec: BranchSpec, num_classes: int):
         super().__init__()
-        self.stages = nn.Sequential()
-        for out_channels, blocks in stages:
+        self.group, self.stages = spec.group, nn.Sequential()
+        for out_channels, blocks in spec.stages:
             self.stages.append(make_stage(in_channels, out_channels, blocks, 2))
             in_channels = out_channels
         self.classifier = Classifier(in_channels, num_classes)
@@ -121,21 +121,15 @@ class ResNet(nn.Module):
             self.groups.append(make_stage(in_channels, out_channels, blocks, 2 if i else 1))
         self.classifier = Classifier(CHANNELS[-1], num_classes)
         self.apply(initialize)
-        self._specs = branch_specs(depth) if branches else ()
-        self.branches = nn.ModuleList(
-            Branch(CHANNELS[spec.group], spec.stages, num_classes) for spec in self._specs
-        )
+        specs = branch_specs(depth) if branches else ()
+        self.branches = nn.ModuleList(Branch(CHANNELS[s.group], s, num_classes) for s in specs)
         self.branches.apply(initialize)
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        """Compute the logits of every classifier.
+        """Map images (B, 3, H, W) to the logits (B, K) of every classifier.
 
-        Args:
-            images: (B, 3, H, W).
-
-        Returns:
-            Logits (B, K) of the backbone, then of each branch from shallow to deep. Without
-            branches, a tuple of length one.
+        The backbone's come first, then those of each branch from shallow to deep. Without
+        branches, the tuple has length one.
         """
         x = F.relu(self.bn(self.stem(images)), inplace=True)
         outputs = []
@@ -143,14 +137,8 @@ class ResNet(nn.Module):
             x = group(x)
             outputs.append(x)
         logits = [self.classifier(x)]
-        for spec, branch in zip(self._specs, self.branches, strict=True):
-            logits.append(branch(outputs[spec.group]))
+        logits += [branch(outputs[branch.group]) for branch in self.branches]
         return tuple(logits)
-
-    def backbone_state_dict(self) -> dict[str, Tensor]:
-        """Return the state dict of the same network built without branches."""
-        state = self.state_dict()
-        return {name: state[name] for name in state if not name.startswith("branches.")}
 
 
 class PlainResNet(ResNet):
@@ -168,11 +156,7 @@ def blocks_per_group(depth: int) -> int:
 
 
 def network_depth(state: dict[str, Tensor]) -> int:
-    """Return the depth of the `ResNet` with this state dict.
-
-    Raises:
-        AttributeError, IndexError: it is not the state dict of a `ResNet`.
-    """
+    """Return the depth of the `ResNet` with this state dict."""
     return 6 * len({name.split(".")[2] for name in state if name.startswith("groups.0.")}) + 2
 
 

@@ -103,10 +103,8 @@ class SynergyLoss(nn.Module):
     divergences = staticmethod(pairwise_divergences)
 
     def extra_repr(self) -> str:
-        return (
-            f"method={self.method!r}, direction={self.direction!r}, aux_weight={self.aux_weight}, "
-            f"synergy_weight={self.synergy_weight}, label_smoothing={self.label_smoothing}"
-        )
+        names = ("method", "direction", "aux_weight", "synergy_weight", "label_smoothing")
+        return ", ".join(f"{name}={getattr(self, name)!r}" for name in names)
 
     def forward(self, logits: Sequence[Tensor], labels: Tensor) -> Losses:
         """Compute the losses of one batch.

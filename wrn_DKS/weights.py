@@ -16,14 +16,11 @@ from data import Dataset
 from flags import Config
 
 PROGRAM = "wrn_DKS"  # in the metadata of a file
+NETWORK_OPTIONS = ("arch", "depth", "width", "image_size", "dataset", "dtype")  # there too
 
 
 def build_network(config: Config, num_classes: int, branches: bool) -> nn.Module:
-    """Build the network of these options, with random weights.
-
-    Raises:
-        UserError: there is no such network.
-    """
+    """Build the network of these options, or raise `UserError` if there is no such network."""
     try:
         if config.arch == "resnet":
             return resnet.ResNet(config.depth, num_classes, branches)
@@ -37,9 +34,8 @@ def choose_compute(config: Config, model: nn.Module, device: torch.device) -> Co
     """Return how to compute the network: channels last, unless that is slower or wrong on a CPU.
 
     In oneDNN, the backward pass of a strided 1x1 convolution in channels last writes out of bounds
-    if there are fewer channels than floats in a vector register (up to 16). With torch 2.14 on a
-    CPU with AVX2, networks narrower than WRN-d-0.5 crashed. With 1,280 channels, as in the deep
-    branch of WRN-28-10, channels last is slower: a step on an Intel CPU takes 6 to 14 % longer.
+    if there are fewer channels than floats in a vector register, up to 16 (torch 2.14, AVX2). With
+    1,280 channels, as in WRN-28-10, a step on an Intel CPU takes 6 to 14 % longer.
     """
     convolutions = [each for each in model.modules() if isinstance(each, nn.Conv2d)]
     narrow = any(each.kernel_size == (1, 1) and each.in_channels < 16 for each in convolutions)
@@ -49,29 +45,19 @@ def choose_compute(config: Config, model: nn.Module, device: torch.device) -> Co
 
 def describe_network(config: Config, data: Dataset) -> dict:
     """Return the metadata of a network, from which `load` builds it again."""
+    if config.arch == "resnet":
+        branches = resnet.branch_specs(config.depth)
+    else:
+        branches = wide_resnet.branch_specs(config.depth, config.width)
     return {
         "program": PROGRAM,
         "name": config.network_name,
-        "arch": config.arch,
-        "depth": config.depth,
-        "width": config.width,
-        "image_size": config.image_size,
-        "dataset": config.dataset,
-        "dtype": config.dtype,  # in training
-        "branches": describe_branches(config),
+        **{name: getattr(config, name) for name in NETWORK_OPTIONS},
+        "branches": "" if config.method == "baseline" else str(branches),  # may be changed in code
         "classes": data.classes,
         "mean": data.mean,
         "std": data.std,
     }
-
-
-def describe_branches(config: Config) -> str:
-    """Return the branch table of a network, which tells runs of changed code apart."""
-    if config.method == "baseline":
-        return ""
-    if config.arch == "resnet":
-        return str(resnet.branch_specs(config.depth))
-    return str(wide_resnet.branch_specs(config.depth, config.width))
 
 
 class Weights(NamedTuple):
@@ -81,16 +67,21 @@ class Weights(NamedTuple):
     state: dict[str, Tensor]  # of a network with or without branches
     metadata: dict  # without `classes`, `mean` and `std` for a file of the release
     options: dict  # of the run; those in the metadata if it is not known
-    epoch: int | None  # number of finished epochs, if it is known
     averaged: bool  # a moving average of the weights of a run
 
     @property
     def backbone(self) -> dict[str, Tensor]:
         return {k: v for k, v in self.state.items() if not k.startswith("branches.")}
 
-    @property
-    def has_branches(self) -> bool:
-        return len(self.backbone) < len(self.state)
+    def initialize_backbone(self, model: nn.Module, classes: list[str]) -> None:
+        """Load the backbone; a classifier of other classes and the branches stay random."""
+        random = ("branches.",)
+        if self.metadata.get("classes") != classes:
+            random += ("classifier.fc.",)
+        kept = {k: v for k, v in model.state_dict().items() if k.startswith(random)}
+        checkpoint.load_weights(model, self.backbone | kept, self.source)
+        names = ", ".join(dict.fromkeys(name.partition(".")[0] for name in kept)) or "nothing"
+        print_once(f"--init {self.source}: loaded the backbone; random: {names}")
 
 
 def load(path: Path) -> Weights:
@@ -111,28 +102,11 @@ def load(path: Path) -> Weights:
             raise UserError(f"{path}: weights of {metadata['program']}/; use its main.py")
         elif not metadata:
             keys = checkpoint.abbreviate([str(key) for key in content], 5)
-            raise UserError(f"{path}: no weights of this program; it has {keys}")
+            raise UserError(f"{path}: no weights of this program; it has the keys {keys}")
         else:
             state = content.get("ema") or content.get("model", content)
-        names = ("arch", "depth", "width", "image_size", "dataset", "dtype")
-        options = {name: metadata[name] for name in names if name in metadata}
-        epoch = content.get("epoch")
-        epoch = epoch if isinstance(epoch, int) else None
-        options = content.get("options", options)
-        return Weights(path, state, metadata, options, epoch, averaged=bool(content.get("ema")))
+        known = {name: metadata[name] for name in NETWORK_OPTIONS if name in metadata}
+        averaged = bool(content.get("ema"))
+        return Weights(path, state, metadata, content.get("options", known), averaged)
     except (KeyError, TypeError, AttributeError, IndexError) as error:
         raise UserError(f"{path}: damaged ({error}); use another copy of it") from error
-
-
-def initialize_backbone(model: nn.Module, path: Path, classes: list[str]) -> None:
-    """Load the backbone's weights; a classifier of other classes and the branches stay random."""
-    weights, own = load(path), model.state_dict()
-    same = weights.metadata.get("classes") == classes
-    kept = {k: v for k, v in own.items() if k.startswith("branches.")}
-    if not same:
-        kept |= {k: v for k, v in own.items() if k.startswith("classifier.fc.")}
-    checkpoint.load_weights(model, weights.backbone | kept, weights.source)
-    print_once(
-        f"--init {path}: loaded the backbone; random: "
-        f"{'the branches' if same else 'the classifier, of other classes, and the branches'}"
-    )

@@ -30,8 +30,6 @@ class Block(nn.Module):
         self.shortcut = None
         if in_channels != out_channels:
             self.shortcut = nn.Conv2d(in_channels, out_channels, 1, stride, bias=False)
-        elif stride != 1:
-            raise ValueError(f"stride {stride} requires in_channels != out_channels")
         self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -89,16 +87,10 @@ def branch_specs(depth: int, width: float) -> tuple[BranchSpec, ...]:
 class Branch(nn.Module):
     """An auxiliary branch: stages of residual blocks and a classifier."""
 
-    def __init__(
-        self,
-        in_channels: int,
-        stages: tuple[tuple[int, int], ...],
-        num_classes: int,
-        dropout: float = 0.0,
-    ):
+    def __init__(self, in_channels: int, spec: BranchSpec, num_classes: int, dropout: float):
         super().__init__()
-        self.stages = nn.Sequential()
-        for out_channels, blocks in stages:
+        self.group, self.stages = spec.group, nn.Sequential()
+        for out_channels, blocks in spec.stages:
             self.stages.append(make_stage(in_channels, out_channels, blocks, 2, dropout))
             in_channels = out_channels
         self.classifier = Classifier(in_channels, num_classes)
@@ -124,12 +116,7 @@ class WideResNet(nn.Module):
     """
 
     def __init__(
-        self,
-        depth: int,
-        width: float,
-        num_classes: int,
-        dropout: float = 0.0,
-        branches: bool = True,
+        self, depth: int, width: float, num_classes: int, dropout: float = 0, branches: bool = True
     ):
         super().__init__()
         blocks, channels = blocks_per_group(depth), group_channels(width)
@@ -141,21 +128,17 @@ class WideResNet(nn.Module):
             self.groups.append(make_stage(in_channels, out_channels, blocks, stride, dropout))
         self.classifier = Classifier(channels[-1], num_classes)
         self.apply(initialize)
-        self._specs = branch_specs(depth, width) if branches else ()
+        specs = branch_specs(depth, width) if branches else ()
         self.branches = nn.ModuleList(
-            Branch(channels[spec.group], spec.stages, num_classes, dropout) for spec in self._specs
+            Branch(channels[spec.group], spec, num_classes, dropout) for spec in specs
         )
         self.branches.apply(initialize)
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        """Compute the logits of every classifier.
+        """Map images (B, 3, H, W) to the logits (B, K) of every classifier.
 
-        Args:
-            images: (B, 3, H, W).
-
-        Returns:
-            Logits (B, K) of the backbone, then of each branch from shallow to deep. Without
-            branches, a tuple of length one.
+        The backbone's come first, then those of each branch from shallow to deep. Without
+        branches, the tuple has length one.
         """
         x = self.stem(images)
         outputs = []
@@ -163,14 +146,8 @@ class WideResNet(nn.Module):
             x = group(x)
             outputs.append(x)
         logits = [self.classifier(x)]
-        for spec, branch in zip(self._specs, self.branches, strict=True):
-            logits.append(branch(outputs[spec.group]))
+        logits += [branch(outputs[branch.group]) for branch in self.branches]
         return tuple(logits)
-
-    def backbone_state_dict(self) -> dict[str, Tensor]:
-        """Return the state dict of the same network built without branches."""
-        state = self.state_dict()
-        return {name: state[name] for name in state if not name.startswith("branches.")}
 
 
 class PlainWideResNet(WideResNet):
@@ -196,13 +173,7 @@ def group_channels(width: float) -> tuple[int, int, int]:
 
 
 def network_size(state: dict[str, Tensor]) -> tuple[int, float]:
-    """Return depth and width of the `WideResNet` with this state dict.
-
-    The width is the smallest one that gives these channels.
-
-    Raises:
-        KeyError, AttributeError, IndexError: it is not the state dict of a `WideResNet`.
-    """
+    """Return the depth and the least width of the `WideResNet` with this state dict."""
     blocks = {name.split(".")[2] for name in state if name.startswith("groups.0.")}
     return 6 * len(blocks) + 4, state["groups.2.0.conv0.weight"].shape[0] / 64
 
@@ -221,35 +192,34 @@ def initialize(module: nn.Module) -> None:
         nn.init.zeros_(module.bias)
 
 
+# Patterns in the names of the released code, replaced in this order.
+RELEASED_NAMES = {
+    r"^conv0$": "stem.weight",
+    r"^(ep\d_)?(bn|fc)\.": r"\1classifier.\2.",
+    r"^(ep\d_)?group(\d)\.block(\d+)\.": r"\1groups.\2.\3.",
+    r"convdim$": "shortcut",
+    r"(conv\d|shortcut)$": r"\1.weight",
+    r"^ep1_groups\.1": "branches.0.stages.0",
+    r"^ep1_groups\.2": "branches.0.stages.1",
+    r"^ep2_groups\.2": "branches.1.stages.0",
+    r"^ep1_": "branches.0.",
+    r"^ep2_": "branches.1.",
+}
+
+
 def released_state_dict(params: dict[str, Tensor]) -> dict[str, Tensor]:
     """Return the state dict of `WideResNet` for the parameters in a `model.pt7` of the release.
 
     The released code has no `num_batches_tracked`; it is set to 0 and never used.
-
-    Raises:
-        KeyError: a name is not one of the released code.
     """
-    state = {}
-    for name, tensor in params.items():
-        new_name = released_name(name)
-        state[new_name] = tensor
-        if new_name.endswith("running_var"):
-            state[new_name.replace("running_var", "num_batches_tracked")] = torch.tensor(0)
+    state = {released_name(name): tensor for name, tensor in params.items()}
+    for name in [name for name in state if name.endswith("running_var")]:
+        state[name.replace("running_var", "num_batches_tracked")] = torch.tensor(0)
     return state
 
 
 def released_name(name: str) -> str:
     """Convert a name of the released code: group0.block1.conv0 to groups.0.1.conv0.weight, etc."""
-    if name == "conv0":
-        return "stem.weight"
-    classifiers = {"": "", "ep1_": "branches.0.", "ep2_": "branches.1."}
-    stages = {"ep1_group1": "0.stages.0", "ep1_group2": "0.stages.1", "ep2_group2": "1.stages.0"}
-    if match := re.fullmatch(r"(ep\d_)?(bn|fc)\.(\w+)", name):
-        branch, layer, kind = match.groups(default="")
-        return f"{classifiers[branch]}classifier.{layer}.{kind}"
-    if match := re.fullmatch(r"(ep\d_)?group(\d)\.block(\d+)\.(.+)", name):
-        branch, group, block, layer = match.groups(default="")
-        stage = f"branches.{stages[f'{branch}group{group}']}" if branch else f"groups.{group}"
-        layer = layer.replace("convdim", "shortcut")
-        return f"{stage}.{block}.{layer}" + ("" if "." in layer else ".weight")
-    raise KeyError(name)
+    for pattern, replacement in RELEASED_NAMES.items():
+        name = re.sub(pattern, replacement, name)
+    return name

@@ -218,34 +218,27 @@ def exit_status(run: Callable[[], None]) -> int:
             run()
         return 0
     except (UserError, OSError) as error:
-        print_error(one_line(error))
-        return error.status if isinstance(error, UserError) else 2
-    except KeyboardInterrupt:
-        print_error("stopped by SIGINT")
-        return 130
-    except Interrupted as stop:
-        print_error(f"stopped by {stop}")
-        return stop.status
+        message, status = one_line(error), getattr(error, "status", 2)
+    except (KeyboardInterrupt, Interrupted) as stop:
+        message = f"stopped by {str(stop) or 'SIGINT'}"
+        status = getattr(stop, "status", 130)
     except Exception as error:
+        status = 2
         if is_out_of_memory(error):
-            print_error(f"not enough memory ({one_line(error, 150)}); use a smaller -b")
-            return 2
-        if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
-            print_error(f"--compile: {one_line(error, 200)}; is there a C++ compiler?")
-            return 2
-        if isinstance(error, dist.DistError) or "gloo" in str(error):
-            print_error(
+            message = f"not enough memory ({one_line(error, 150)}); use a smaller -b"
+        elif type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+            message = f"--compile: {one_line(error, 200)}; is there a C++ compiler?"
+        elif isinstance(error, dist.DistError) or "gloo" in str(error):
+            message = (
                 f"{one_line(error, 300)}; look for the error of another process above, or set "
                 "NCCL_DEBUG=INFO; in Docker, increase --shm-size"
             )
-            return 2
-        traceback.print_exc()
-        return 1
-
-
-def print_error(message: str) -> None:
+        else:
+            traceback.print_exc()
+            return 1
     with contextlib.suppress(OSError):
         print(f"error: {message}", file=sys.stderr, flush=True)
+    return status
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -267,11 +260,3 @@ def plural(count: int, noun: str) -> str:
     """Return the count with its noun: "1 epoch", "3 epochs", "2 classes"."""
     ending = "" if count == 1 else "es" if noun.endswith("s") else "s"
     return f"{count:,} {noun}{ending}"
-
-
-def root_cause(error: BaseException) -> str:
-    """Return why a download failed: the system error behind it, or its own message."""
-    root = error
-    while cause := root.__cause__ or (not root.__suppress_context__ and root.__context__):
-        root = cause
-    return one_line(root if isinstance(root, OSError) else error, 150)

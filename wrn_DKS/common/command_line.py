@@ -260,11 +260,3 @@ def plural(count: int, noun: str) -> str:
     """Return the count with its noun: "1 epoch", "3 epochs", "2 classes"."""
     ending = "" if count == 1 else "es" if noun.endswith("s") else "s"
     return f"{count:,} {noun}{ending}"
-
-
-def root_cause(error: BaseException) -> str:
-    """Return why a download failed: the system error behind it, or its own message."""
-    root = error
-    while cause := root.__cause__ or (not root.__suppress_context__ and root.__context__):
-        root = cause
-    return one_line(root if isinstance(root, OSError) else error, 150)

@@ -227,7 +227,7 @@ def confused_pairs(scores: Scores, classes: Sequence[str], limit: int = 10) -> l
     ]
 
 
-def score_content(scores: Scores, **about: object) -> dict:
+def score_content(scores: Scores, classes: Sequence[str], **about: object) -> dict:
     """Return scores as plain values for --json; `about` says what was tested, and how."""
     errors = {
         name: {"top1_error": top1, "top5_error": top5}
@@ -237,6 +237,8 @@ def score_content(scores: Scores, **about: object) -> dict:
         **errors["backbone"],
         "classifiers": errors,
         **scores.to_dict(),
+        "class_errors": class_errors(scores, classes),
+        "confused": confused_pairs(scores, classes),
         **about,
         "torch": torch.__version__,
     }
