@@ -21,14 +21,12 @@ import torch
 from augmentation import cached
 from batches import TestBatches, TrainingBatches, worker_errors
 from common import checkpoint
-from common.command_line import exit_status, plural, run_script
+from common.command_line import exit_status, run_script
 from common.distributed import Compute, print_once, process_group
 from common.engine import Trainer, print_costs
-from common.evaluation import print_scores
-from common.options import warn_of_few_images
 from common.run import fit
 from common.run_folder import open_run
-from common.schedule import Mixing, make_schedule
+from common.schedule import Mixing, Schedule
 from data import ImageSets, find_image_sets
 from flags import Config, parse_training, with_recipe
 from resnet import NETWORKS, DKSResNet, build
@@ -42,29 +40,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(config: Config) -> None:
-    with process_group(config.device) as device:
-        # Tries all algorithms for each new shape: that of full batches and of a partial last one.
-        torch.backends.cudnn.benchmark = True
-        train(config, device)
-
-
-def train(config: Config, device: torch.device) -> None:
     """Train to the last epoch, from the start or from a checkpoint."""
-    name = f"{config.arch}-{config.method}-seed{config.seed}"
-    with open_run(config, name, with_recipe) as run:
+    with process_group(config.device) as device, open_run(config, with_recipe) as run:
         config = run.config
-        if run.is_finished:
-            print_once(f"the run of {plural(config.epochs, 'epoch')} is already finished")
-        else:
+        if not run.is_finished:
             sets = load_sets(config)
             compute = choose_compute(config.image_size, device, config.dtype)
             batches = make_training_batches(config, sets, compute)
             trainer = make_trainer(config, sets, batches.steps, compute, initialize=not run.saved)
-            print_once(f"{trainer.schedule}\n{compute}, output folder {run.folder}")
-            warn_of_few_images(config)
             tests = TestBatches(sets.test, config.batch_size, config.workers, compute)
-            network = describe_network(config, sets)
-            print_scores(fit(run, trainer, batches, tests, network, sets.describe()))
+            fit(run, trainer, batches, tests, describe_network(config, sets), sets.describe())
 
 
 def load_sets(config: Config) -> ImageSets:
@@ -99,7 +84,7 @@ def make_trainer(
     if config.init and initialize:
         initialize_backbone(network, config.arch, config.init, sets.classes)
     criterion = SynergyLoss(**config.loss_options())
-    return Trainer(network, criterion, make_schedule(config, steps), config, compute)
+    return Trainer(network, criterion, Schedule(config, steps), config, compute)
 
 
 def initialize_backbone(model: DKSResNet, arch: str, source: str, classes: Sequence[str]) -> None:

@@ -73,7 +73,7 @@ def test_ten_steps_of_sgd(wrn, released, network, dtype):
     config = wrn.flags.with_recipe(wrn.flags.parse([]))
     # As in the released code: the memory format affects rounding, which a few steps amplify.
     compute = wrn.distributed.Compute(torch.device("cpu"), memory_format=torch.contiguous_format)
-    schedule = wrn.schedule.make_schedule(config, steps_per_epoch=10, clears_momentum=True)
+    schedule = wrn.schedule.Schedule(config, steps_per_epoch=10, clears_momentum=True)
     loss = wrn.synergy.SynergyLoss()
     trainer = wrn.engine.Trainer(network.to(dtype), loss, schedule, config, compute)
     batches = [

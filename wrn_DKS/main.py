@@ -17,16 +17,16 @@ os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # as long as pays even beside 
 import torch
 
 from common import checkpoint
-from common.command_line import Incomplete, UserError, exit_status, plural, run_script
+from common.command_line import Incomplete, UserError, exit_status, run_script
 from common.distributed import print_once, process_group, rank, world_size
 from common.engine import Trainer, print_costs
 from common.evaluation import evaluate, predict, print_scores, score_content
 from common.images import find_readable, read_squares
 from common.logs import print_predictions, write_json
-from common.options import from_checkpoint, warn_of_few_images
+from common.options import from_checkpoint
 from common.run import fit
 from common.run_folder import CHECKPOINT, open_run
-from common.schedule import Mixing, make_schedule
+from common.schedule import Mixing, Schedule
 from data import AugmentedBatches, Batches, Dataset, Split, load_dataset
 from flags import Config, parse, with_recipe
 from synergy import SynergyLoss
@@ -40,27 +40,19 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(config: Config) -> None:
     with process_group(config.device) as device:
-        # Tries all algorithms for each new shape: that of full batches and of a partial last one.
-        torch.backends.cudnn.benchmark = True
         task = classify if config.predict else test if config.evaluate else train
         task(config, device)
 
 
 def train(config: Config, device: torch.device) -> None:
     """Train to the last epoch, from the start or from a checkpoint."""
-    name = f"{config.arch}-{config.method}-seed{config.seed}"
-    with open_run(config, name, with_recipe) as run:
+    with open_run(config, with_recipe) as run:
         config = run.config
-        if run.is_finished:
-            print_once(f"the run of {plural(config.epochs, 'epoch')} is already finished")
-        else:
+        if not run.is_finished:
             data = load_dataset(config.dataset, config.dataroot, config.image_size, config.workers)
             trainer, batches = make_trainer(config, data, device, initialize=not run.saved)
-            print_once(f"{trainer.schedule}\n{trainer.compute}, output folder {run.folder}")
-            warn_of_few_images(config)
             tests = Batches(data.test, data, config.batch_size, device)
-            network = describe_network(config, data)
-            print_scores(fit(run, trainer, batches, tests, network, data.describe()))
+            fit(run, trainer, batches, tests, describe_network(config, data), data.describe())
         if config.export and rank() == 0:
             export(config.export, load(run.folder / CHECKPOINT))
 
@@ -79,7 +71,7 @@ def make_trainer(
     mixing = Mixing(config.mixup, config.cutmix, num_classes, config.seed)
     batches = AugmentedBatches(data, config.batch_size, device, config.seed, mixing)
     criterion = SynergyLoss(**config.loss_options())
-    schedule = make_schedule(
+    schedule = Schedule(
         config,
         batches.steps,
         clears_momentum=config.arch == "wrn",
@@ -100,8 +92,7 @@ def load_trained(config: Config) -> tuple[Config, Weights]:
     """Load --resume; return the options with those of the network and its data filled in."""
     weights = load(config.checkpoint)
     other = ("dtype", "batch_size", "dataset")  # than in training
-    saved, source = weights.options, weights.source
-    config = with_recipe(from_checkpoint(config, saved, source, may_change=other))
+    config = with_recipe(from_checkpoint(config, weights.options, weights.source, other))
     print_once(f"{weights.source}: {config.network_name}")
     return config, weights
 

@@ -5,10 +5,11 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from .command_line import UserError, plural
-from .distributed import Compute, print_once, sum_over_processes
+from .distributed import Compute, print_once
 
 
 class Batch(NamedTuple):
@@ -26,24 +27,8 @@ def classifier_names(count: int) -> list[str]:
     return ["backbone", *(f"branch {i}" for i in range(1, count))]
 
 
-def correct_top1(logits: Tensor, labels: Tensor) -> Tensor:
-    """Count correct predictions of each classifier: (N,), int64.
-
-    Args:
-        logits: (N, B, K).
-        labels: (B,), or probabilities of the classes (B, K), of which the most probable counts.
-    """
-    if labels.dim() == 2:
-        labels = labels.argmax(-1)
-    return (logits.argmax(-1) == labels).sum(-1)
-
-
 def prediction_counts(logits: Sequence[Tensor], labels: Tensor) -> dict[str, Tensor]:
-    """Count correct predictions in a batch of a test.
-
-    Args:
-        logits: N tensors (B, K).
-        labels: (B,), int64.
+    """Count correct predictions of logits, N tensors (B, K), in a batch of a test.
 
     Returns:
         `top1` and `top5`, (N + 1,): correct predictions of each classifier and of the ensemble;
@@ -76,17 +61,13 @@ class Sums:
             value = value.detach().to(self._device, torch.float64)
             self._sums[name] = self._sums[name] + value if name in self._sums else value
 
-    def totals(self, all_processes: bool = True) -> dict[str, Tensor]:
-        """Return the sums on the CPU, over all processes or of this one."""
-        if not self._sums:
-            return {}
-        flat = torch.cat([value.reshape(-1) for value in self._sums.values()])
-        flat = (sum_over_processes(flat) if all_processes else flat).cpu()
-        pieces = flat.split([value.numel() for value in self._sums.values()])
-        return {
-            name: piece.view(value.shape)
-            for (name, value), piece in zip(self._sums.items(), pieces, strict=True)
-        }
+    def totals(self) -> dict[str, Tensor]:
+        """Return the sums over all processes, on the CPU."""
+        totals = {name: value.clone() for name, value in self._sums.items()}
+        if dist.is_initialized():
+            for value in totals.values():
+                dist.all_reduce(value)
+        return {name: value.cpu() for name, value in totals.items()}
 
 
 @dataclass(frozen=True)
@@ -105,30 +86,19 @@ class Scores:
     @classmethod
     def from_sums(cls, totals: dict[str, Tensor], loss_names: Sequence[str]) -> "Scores":
         """Compute the scores from sums over all images of `prediction_counts` and losses."""
-        images, not_finite = int(totals["images"]), int(totals["not_finite"])
+        images, not_finite = int(totals.pop("images")), int(totals.pop("not_finite"))
         if not_finite:
             raise UserError(
                 f"the logits are not finite for {plural(not_finite, 'image')}; use --dtype "
                 "bfloat16 or float32 instead of float16, or another checkpoint"
             )
-        top1, top5 = (
-            [100 * (images - int(correct)) / images for correct in totals[name]]
-            for name in ("top1", "top5")
-        )
-        losses, divergences = (
-            (totals[name] / images).tolist() if name in totals else None
-            for name in ("losses", "divergences")
-        )
-        return cls(
-            images,
-            top1[:-1],
-            top5[:-1],
-            top1[-1],
-            top5[-1],
-            losses and dict(zip(loss_names, losses, strict=True)),
-            divergences,
-            totals.get("confusion"),
-        )
+        confusion = totals.pop("confusion", None)
+        top1, top5 = ((100 * (images - totals.pop(k)) / images).tolist() for k in ("top1", "top5"))
+        means = {name: (total / images).tolist() for name, total in totals.items()}
+        if "losses" in means:
+            means["losses"] = dict(zip(loss_names, means["losses"], strict=True))
+        ensemble = top1.pop(), top5.pop()
+        return cls(images, top1, top5, *ensemble, **means, confusion=confusion)
 
     def by_name(self) -> dict[str, tuple[float, float]]:
         """Return the top-1 and the top-5 error of each classifier and of the ensemble."""
@@ -161,9 +131,6 @@ def evaluate(
         criterion: if given, the losses and the divergences are computed too.
         after_batch: called after each batch.
         confusion: whether to count the predictions of the backbone by class.
-
-    Raises:
-        UserError: an image can't be read, or the logits are not finite.
     """
     sums = {name: Sums(compute.device) for name in models}
     for model in models.values():

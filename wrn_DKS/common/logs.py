@@ -32,11 +32,7 @@ LOG = "log.jsonl"
 
 
 def read_log(path: Path) -> list[dict]:
-    """Return the records of a log. A partly written last line is ignored.
-
-    Raises:
-        UserError: a line is not a record.
-    """
+    """Return the records of a log, without a partly written last line, or raise `UserError`."""
     records = []
     for line in path.read_text("utf-8", "replace").splitlines(keepends=True):
         if not line.endswith("}\n"):
@@ -87,10 +83,6 @@ class RunLog:
             raise UserError(f"{self._path.parent} can't be written: {error.strerror}") from error
         print_once(describe(record, self._about["options"]["epochs"]))
 
-    def close(self) -> None:
-        if self._writer:
-            self._writer.close()
-
 
 def scalars(record: dict) -> dict[str, float]:
     """Return the TensorBoard scalars of an epoch by tag."""
@@ -115,27 +107,14 @@ def scalars(record: dict) -> dict[str, float]:
 
 def describe(record: dict, epochs: int) -> str:
     """Return a line about an epoch."""
-    train, times = record["train"], record["times"]
-    parts = [
-        f"epoch {record['epoch']}/{epochs}: lr {record['lr']:.3g}, loss "
-        f"{train['losses']['total']:.3f}, error {train['top1_errors'][0]:.2f} %"
-    ]
+    train = record["train"]
+    text = f"epoch {record['epoch']}/{epochs}: lr {record['lr']:.3g}, "
+    text += f"loss {train['losses']['total']:.3f}, error {train['top1_errors'][0]:.2f} %"
     for part in ("test", "ema"):
         if part in record:
             top1, top5 = record[part]["top1_errors"][0], record[part]["top5_errors"][0]
-            parts.append(f"{part} {top1:.2f} % (top-5 {top5:.2f} %)")
-    return f"{', '.join(parts)}, {times['images_per_s']:.0f} img/s"
-
-
-def train_record(totals: dict, loss_names: Iterable[str]) -> dict:
-    """Return the entry `train` of a record, from the sums over an epoch's images."""
-    images = float(totals["images"])
-    losses = (totals["losses"] / images).tolist()
-    return {
-        "images": round(images),
-        "losses": dict(zip(loss_names, losses, strict=True)),
-        "top1_errors": (100 - 100 * totals["top1"] / images).tolist(),
-    }
+            text += f", {part} {top1:.2f} % (top-5 {top5:.2f} %)"
+    return f"{text}, {record['times']['images_per_s']:.0f} img/s"
 
 
 def print_predictions(
@@ -143,10 +122,7 @@ def print_predictions(
 ) -> None:
     """Print the five most likely classes of each image; write them to a JSON file if it is given.
 
-    Args:
-        paths: of the images.
-        probabilities: of the classes, (N, K).
-        titles: of the classes.
+    `probabilities` of the classes, which have `titles`, are (N, K) for N images.
     """
     best = probabilities.topk(min(5, len(titles)))
     found = []
@@ -178,11 +154,7 @@ def peak_memory_mib(device: torch.device) -> float:
 class Progress:
     """A bar over batches, on rank 0 in a terminal, that measures images/s and waiting for data.
 
-    Args:
-        description: for example `epoch 3/200`.
-        steps: number of batches.
-        first: number of batches that are already done.
-        every: batches between updates of the bar; by default as many as take 0.1 s.
+    It is updated after `every` batches; by default after as many as take 0.1 s.
     """
 
     def __init__(self, description: str, steps: int, first: int = 0, every: int | None = None):
