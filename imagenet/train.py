@@ -21,11 +21,11 @@ import torch
 from augmentation import cached
 from batches import TestBatches, TrainingBatches, worker_errors
 from common import checkpoint
-from common.command_line import exit_status, run_script
+from common.command_line import run_script
 from common.distributed import Compute, print_once, process_group
 from common.engine import Trainer, print_costs
 from common.run import fit
-from common.run_folder import open_run
+from common.run_folder import describe_data, open_run
 from common.schedule import Mixing, Schedule
 from data import ImageSets, find_image_sets
 from flags import Config, parse_training, with_recipe
@@ -34,13 +34,9 @@ from synergy import SynergyLoss
 from weights import PROGRAM, choose_compute, read_weights, torchvision_weights
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line and return the exit status."""
-    return exit_status(lambda: run(parse_training(argv)))
-
-
-def run(config: Config) -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Train to the last epoch, from the start or from a checkpoint."""
+    config = parse_training(argv)
     with process_group(config.device) as device, open_run(config, with_recipe) as run:
         config = run.config
         if not run.is_finished:
@@ -49,7 +45,8 @@ def run(config: Config) -> None:
             batches = make_training_batches(config, sets, compute)
             trainer = make_trainer(config, sets, batches.steps, compute, initialize=not run.saved)
             tests = TestBatches(sets.test, config.batch_size, config.workers, compute)
-            fit(run, trainer, batches, tests, describe_network(config, sets), sets.describe())
+            about = describe_data(sets.classes, sets.train, sets.test, sets.identity)
+            fit(run, trainer, batches, tests, describe_network(config, sets), about)
 
 
 def load_sets(config: Config) -> ImageSets:
@@ -91,21 +88,13 @@ def initialize_backbone(model: DKSResNet, arch: str, source: str, classes: Seque
     """Load the backbone's weights; a classifier of other classes and the branches stay random.
 
     `source` is what `read_weights` reads, or the name of torchvision's weights for `arch`.
-
-    Raises:
-        UserError: there are no such weights, or they belong to another network.
     """
-    path, own = Path(source), model.state_dict()
+    path = Path(source)
     weights = read_weights(path) if path.exists() else torchvision_weights(arch, source)
     weights.check_arch(arch)
     same = weights.num_classes == len(classes) and weights.classes in (None, list(classes))
-    random = {name: value for name, value in own.items() if name.startswith("branches.")}
-    parts = ["the branches"] if random else []
-    if not same:
-        random |= {name: own[name] for name in ("fc.weight", "fc.bias")}
-        parts.append("the classifier, which is of other classes")
-    checkpoint.load_weights(model, weights.backbone | random, Path(weights.source))
-    print_once(f"--init {source}: loaded the backbone; random: {' and '.join(parts) or 'nothing'}")
+    random = ("branches.",) if same else ("branches.", "fc.")
+    checkpoint.load_backbone(model, weights.backbone, random, source)
 
 
 def describe_network(config: Config, sets: ImageSets) -> dict:
@@ -122,4 +111,4 @@ def describe_network(config: Config, sets: ImageSets) -> dict:
 
 
 if __name__ == "__main__":
-    run_script(lambda: run(parse_training()))
+    run_script(main)

@@ -17,15 +17,15 @@ os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # as long as pays even beside 
 import torch
 
 from common import checkpoint
-from common.command_line import Incomplete, UserError, exit_status, run_script
-from common.distributed import print_once, process_group, rank, world_size
+from common.command_line import Incomplete, UserError, run_script
+from common.distributed import print_once, process_group, rank
 from common.engine import Trainer, print_costs
-from common.evaluation import evaluate, predict, print_scores, score_content
+from common.evaluation import evaluate, predict, report_scores
 from common.images import find_readable, read_squares
-from common.logs import print_predictions, write_json
+from common.logs import print_predictions
 from common.options import from_checkpoint
 from common.run import fit
-from common.run_folder import CHECKPOINT, open_run
+from common.run_folder import CHECKPOINT, describe_data, open_run
 from common.schedule import Mixing, Schedule
 from data import AugmentedBatches, Batches, Dataset, Split, load_dataset
 from flags import Config, parse, with_recipe
@@ -33,12 +33,9 @@ from synergy import SynergyLoss
 from weights import Weights, build_network, choose_compute, describe_network, load
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line and return the exit status."""
-    return exit_status(lambda: run(parse(argv)))
-
-
-def run(config: Config) -> None:
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command line."""
+    config = parse(argv)
     with process_group(config.device) as device:
         task = classify if config.predict else test if config.evaluate else train
         task(config, device)
@@ -52,7 +49,8 @@ def train(config: Config, device: torch.device) -> None:
             data = load_dataset(config.dataset, config.dataroot, config.image_size, config.workers)
             trainer, batches = make_trainer(config, data, device, initialize=not run.saved)
             tests = Batches(data.test, data, config.batch_size, device)
-            fit(run, trainer, batches, tests, describe_network(config, data), data.describe())
+            about = describe_data(data.classes, data.train.labels, data.test.labels, data.identity)
+            fit(run, trainer, batches, tests, describe_network(config, data), about)
         if config.export and rank() == 0:
             export(config.export, load(run.folder / CHECKPOINT))
 
@@ -98,7 +96,7 @@ def load_trained(config: Config) -> tuple[Config, Weights]:
 
 
 def test(config: Config, device: torch.device) -> None:
-    """Print the error of every classifier in --resume, and of their ensemble."""
+    """Print the errors of the network in --resume."""
     config, weights = load_trained(config)
     trained = weights.metadata if "classes" in weights.metadata else None
     data = load_dataset(config.dataset, config.dataroot, config.image_size, config.workers, trained)
@@ -109,18 +107,13 @@ def test(config: Config, device: torch.device) -> None:
     print_once(str(compute))
     batches = Batches(data.test, data, config.batch_size, device)
     scores = evaluate({"test": compute.place(network)}, batches, compute, confusion=True)["test"]
-    print_scores(scores, data.classes if config.per_class else None)
-    if config.json and rank() == 0:
-        about = {"checkpoint": str(weights.source), "options": config.to_dict()}
-        write_json(config.json, score_content(scores, data.classes, **about))
+    report_scores(scores, data.classes, config, weights.source)
     if config.export and rank() == 0:
         export(config.export, weights)
 
 
 def classify(config: Config, device: torch.device) -> None:
     """Print the most likely classes of each image in --predict, by the backbone in --resume."""
-    if world_size() > 1:
-        raise UserError("--predict supports only one process; run it without torchrun")
     config, weights = load_trained(config)
     known = weights.metadata
     if "classes" not in known:
@@ -140,4 +133,4 @@ def classify(config: Config, device: torch.device) -> None:
 
 
 if __name__ == "__main__":
-    run_script(lambda: run(parse()))
+    run_script(main)

@@ -8,8 +8,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from .checkpoint import write_json
 from .command_line import UserError, plural
-from .distributed import Compute, print_once
+from .distributed import Compute, print_once, rank
+from .options import OutputConfig
 
 
 class Batch(NamedTuple):
@@ -163,13 +165,34 @@ def predict(model: nn.Module, batches: Iterable[Batch], compute: Compute) -> Ten
     return torch.cat(logits).float().softmax(-1)
 
 
-def print_scores(scores: Scores, classes: Sequence[str] | None = None) -> None:
-    """Print the errors of every classifier, of their ensemble and, if named, of each class."""
-    if classes:
-        for name, error in class_errors(scores, classes).items():
-            print_once(f"{error:7.2f} %  {name}")
+def print_scores(scores: Scores) -> None:
+    """Print the errors of every classifier and of their ensemble."""
     for name, (top1, top5) in scores.by_name().items():
         print_once(f"[{name}] top-1 error {top1:.2f} %, top-5 error {top5:.2f} %")
+
+
+def report_scores(
+    scores: Scores, classes: Sequence[str], config: OutputConfig, source: object
+) -> None:
+    """Print the scores of the weights in `source`, and write them to --json."""
+    by_class = class_errors(scores, classes)
+    for name, error in by_class.items() if config.per_class else ():
+        print_once(f"{error:7.2f} %  {name}")
+    print_scores(scores)
+    names = ("top1_error", "top5_error")
+    errors = {k: dict(zip(names, pair, strict=True)) for k, pair in scores.by_name().items()}
+    content = {
+        **errors["backbone"],
+        "classifiers": errors,
+        **scores.to_dict(),
+        "class_errors": by_class,
+        "confused": confused_pairs(scores, classes),
+        "checkpoint": str(source),
+        "options": config.to_dict(),
+        "torch": torch.__version__,
+    }
+    if config.json and rank() == 0:
+        write_json(config.json, content)
 
 
 def class_errors(scores: Scores, classes: Sequence[str]) -> dict[str, float]:
@@ -192,20 +215,3 @@ def confused_pairs(scores: Scores, classes: Sequence[str], limit: int = 10) -> l
         for count, cell in zip(counts.tolist(), cells.tolist(), strict=True)
         if count
     ]
-
-
-def score_content(scores: Scores, classes: Sequence[str], **about: object) -> dict:
-    """Return scores as plain values for --json; `about` says what was tested, and how."""
-    errors = {
-        name: {"top1_error": top1, "top5_error": top5}
-        for name, (top1, top5) in scores.by_name().items()
-    }
-    return {
-        **errors["backbone"],
-        "classifiers": errors,
-        **scores.to_dict(),
-        "class_errors": class_errors(scores, classes),
-        "confused": confused_pairs(scores, classes),
-        **about,
-        "torch": torch.__version__,
-    }

@@ -17,7 +17,7 @@ import contextlib
 import errno
 import fcntl
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sized
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -185,6 +185,12 @@ def save(run: Run, trainer: Trainer, metadata: dict, data: dict) -> None:
         }
         checkpoint.save(run.folder / CHECKPOINT, content)
     barrier()
+
+
+def describe_data(classes: Sized, train: Sized, test: Sized, identity: str) -> dict:
+    """Return what tells data sets apart, for logs and checkpoints."""
+    counts = {"classes": classes, "train_images": train, "test_images": test}
+    return {name: len(each) for name, each in counts.items()} | {"identity": identity}
 
 
 def generator(device: torch.device) -> torch.Generator:

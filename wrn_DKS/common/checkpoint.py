@@ -68,6 +68,12 @@ def flush_to_disk(descriptor: int) -> None:
             raise
 
 
+def write_json(path: Path, content: object) -> None:
+    """Write plain values to a JSON file, atomically."""
+    text = json.dumps(content, indent=2, default=str) + "\n"
+    write_atomically(path, lambda file: file.write(text.encode("utf-8", "surrogateescape")))
+
+
 def save(path: Path, content: dict) -> None:
     """Save a checkpoint atomically."""
     write_atomically(path, lambda file: torch.save(content, file))
@@ -165,7 +171,7 @@ def require_keys(content: dict, types: dict[str, type], source: Path) -> None:
             )
 
 
-def load_weights(model: nn.Module, weights: dict[str, Tensor], source: Path) -> None:
+def load_weights(model: nn.Module, weights: dict[str, Tensor], source: object) -> None:
     """Load a state dict strictly: the same keys and shapes, and finite values only.
 
     Floating-point tensors of another precision are cast, and a line about it is printed. If the
@@ -186,6 +192,16 @@ def load_weights(model: nn.Module, weights: dict[str, Tensor], source: Path) -> 
     if cast:
         print_once(f"{source}: cast to the dtype of the network: {abbreviate(cast)}")
     model.load_state_dict(weights)
+
+
+def load_backbone(
+    model: nn.Module, weights: dict[str, Tensor], random: tuple[str, ...], source: object
+) -> None:
+    """Load weights for --init; those whose names begin with one of `random` stay as they are."""
+    kept = {k: v for k, v in model.state_dict().items() if k.startswith(random)}
+    load_weights(model, weights | kept, source)
+    names = ", ".join(dict.fromkeys(name.partition(".")[0] for name in kept)) or "nothing"
+    print_once(f"--init {source}: loaded the backbone; random: {names}")
 
 
 def mismatch(value: object, expected: Tensor) -> str:

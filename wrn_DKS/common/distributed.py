@@ -51,9 +51,8 @@ class Compute(NamedTuple):
 def make_compute(device: torch.device, dtype: str, channels_last_on_cpu: bool) -> Compute:
     """Choose the memory format in which convolutions are faster.
 
-    cuDNN's kernels for channels last use tensor cores. On a GPU without them for this dtype, they
-    are slower than those for NCHW: on a V100, a step in float32 took 2.76 s instead of 1.68 s
-    (pytorch/pytorch#44943). On a CPU it depends on the network.
+    On a GPU without tensor cores for this dtype, cuDNN's kernels for channels last are slower than
+    those for NCHW (pytorch/pytorch#44943). On a CPU it depends on the network.
     """
     kind = getattr(torch, dtype)
     faster = channels_last_on_cpu if device.type == "cpu" else has_tensor_cores(device, kind)
@@ -209,6 +208,17 @@ def shard(count: int) -> slice:
     each, left = divmod(count, world_size())
     start = rank() * each + min(rank(), left)
     return slice(start, start + each + (rank() < left))
+
+
+def steps_per_epoch(images: int, batch_size: int) -> int:
+    """Return the number of batches, without a last one that has not an image for each process."""
+    steps, left = -(-images // batch_size), images % batch_size
+    if 0 < left < world_size():
+        steps -= 1
+        print_once(f"the last {plural(left, 'image')} of an epoch are left out")
+    if not steps:
+        raise UserError(f"{plural(images, 'image')} for {world_size()} processes; use fewer")
+    return steps
 
 
 def broadcast_buffers(model: nn.Module) -> None:

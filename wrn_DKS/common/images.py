@@ -17,7 +17,7 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 from tqdm.contrib.concurrent import thread_map
 
 from .command_line import UserError, one_line, plural
-from .distributed import print_once, rank
+from .distributed import print_once, rank, world_size
 
 EXTENSIONS = (*IMG_EXTENSIONS, ".jfif")
 DEBRIS = ("__MACOSX", "@eaDir", "Thumbs.db", "desktop.ini")  # of file managers, beside hidden files
@@ -151,6 +151,8 @@ def find_readable(paths: Sequence[Path]) -> tuple[list[Path], list[str]]:
 
     If none can be decoded, that is a `UserError`.
     """
+    if world_size() > 1:
+        raise UserError("--predict supports only one process; run it without torchrun")
     readable, errors = [], []
     for path in paths:
         found = (

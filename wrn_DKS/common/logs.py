@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from .checkpoint import flush_to_disk, write_atomically
+from .checkpoint import flush_to_disk, write_atomically, write_json
 from .command_line import UserError, one_line
 from .distributed import print_once, rank
 from .evaluation import classifier_names
@@ -88,20 +88,17 @@ def scalars(record: dict) -> dict[str, float]:
     """Return the TensorBoard scalars of an epoch by tag."""
     values = {"learning rate": record["lr"]}
     values |= {f"times/{name}": value for name, value in record["times"].items()}
+    names = classifier_names(len(record["train"]["top1_errors"]))
     for part in ("train", "test", "ema"):
         scores = record.get(part, {})
-        for name, value in (scores.get("losses") or {}).items():
-            values[f"loss {part}/{name}"] = value
+        values |= {f"loss {part}/{name}": loss for name, loss in scores.get("losses", {}).items()}
         for kind in ("top1", "top5"):
-            errors = scores.get(f"{kind}_errors", [])
-            for name, error in zip(classifier_names(len(errors)), errors, strict=True):
-                values[f"{kind} error {part}/{name}"] = error
-        divergences = scores.get("divergences") or []
-        names = classifier_names(len(divergences))
-        for teacher, row in zip(names, divergences, strict=True):
-            for student, value in zip(names, row, strict=True):
-                if student != teacher:
-                    values[f"divergence {part}/{teacher} to {student}"] = value
+            errors = zip(names, scores.get(f"{kind}_errors", ()), strict=False)
+            values |= {f"{kind} error {part}/{name}": error for name, error in errors}
+        for teacher, row in zip(names, scores.get("divergences", ()), strict=False):
+            pairs = zip(names, row, strict=True)
+            pairs = ((name, value) for name, value in pairs if name != teacher)
+            values |= {f"divergence {part}/{teacher} to {name}": value for name, value in pairs}
     return values
 
 
@@ -135,12 +132,6 @@ def print_predictions(
             print_once(f"  {100 * each['probability']:6.2f}%  {each['name']}")
     if json_path:
         write_json(json_path, found)
-
-
-def write_json(path: Path, content: object) -> None:
-    """Write plain values to a JSON file, atomically."""
-    text = json.dumps(content, indent=2, default=str) + "\n"
-    write_atomically(path, lambda file: file.write(text.encode("utf-8", "surrogateescape")))
 
 
 def peak_memory_mib(device: torch.device) -> float:

@@ -100,17 +100,11 @@ class Mixing:
     def __call__(
         self, images: Tensor, labels: Tensor, epoch: int, step: int
     ) -> tuple[Tensor, Tensor]:
-        """Mix one process's part of a batch.
+        """Mix one process's part of a batch: images (1 + B, 3, S, S) and labels (1 + B,).
 
-        Args:
-            images: (1 + B, 3, S, S), float. The first one is the image before those of this
-                process in the whole batch, or the last of the batch. So the mixed images do not
-                depend on the number of processes.
-            labels: (1 + B,), int64.
-            epoch, step: of the batch.
-
-        Returns:
-            Images (B, 3, S, S) and the probabilities of their classes (B, K), float32.
+        The first image is the one before those of this process in the whole batch, or the last. So
+        the mixed images (B, 3, S, S) do not depend on the number of processes. With them, return
+        the probabilities of their classes (B, K), float32.
         """
         with torch.random.fork_rng(devices=[]):  # torchvision draws from the CPU's generator
             torch.default_generator.manual_seed(derived_seed(self._seed, epoch, step, 1))
