@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from common.command_line import exit_status
 from common.distributed import select_device
 from common.engine import Trainer
 from common.evaluation import Batch
@@ -148,7 +149,7 @@ def memory() -> Iterator[Check]:
         errors = io.StringIO()
         with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stderr(errors):
             words = f"--dataset digits --depth 28 --width 4 -b 1437 --device {DEVICE} --save"
-            status = main.main([*words.split(), folder])
+            status = exit_status(lambda: main.main([*words.split(), folder]))
         text = errors.getvalue()
         passed = (status, text[:17], text.count("\n")) == (2, "error: not enough", 1)
         return f"status {status}: {text.strip()[:60]} …", passed

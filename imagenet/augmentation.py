@@ -121,18 +121,10 @@ class CachedImages(Dataset):
 
 
 def cached(dataset: Dataset, path: Path, identity: str, workers: int) -> CachedImages:
-    """Return the images of a data set, read from a file, which is made if it is not there.
+    """Return the images (3, H, W) of a data set, read from a file, which is made if necessary.
 
-    All processes must call it together; one of each node makes the file.
-
-    Args:
-        dataset: uint8 images (3, H, W) of one size, and their labels.
-        path: of the file, which ends in .npy. A hash of the identity is added to its name.
-        identity: of the data set and what was done to it.
-        workers: processes that decode the images.
-
-    Raises:
-        UserError: the file can't be written or read.
+    All processes must call it together; one of each node makes the file. A hash of the identity, of
+    the data set and what was done to it, is added to the name, which ends in .npy.
     """
     path = path.with_stem(f"{path.stem}-{hash_lines([identity])}")
     try:

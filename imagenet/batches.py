@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, Dataset, Subset, default_collate, get_w
 
 from augmentation import RandomArea, RandomCrop, ignore_signals
 from common.command_line import UserError, plural
-from common.distributed import Compute, print_once, shard, world_size
+from common.distributed import Compute, shard, steps_per_epoch, world_size
 from common.evaluation import Batch
 from common.schedule import Mixing, derived_seed
 from data import ImageSets
@@ -48,13 +48,7 @@ class TrainingBatches:
     def __init__(self, config: Config, sets: ImageSets, mixing: Mixing, compute: Compute):
         self._count, self._batch_size = len(sets.train), config.batch_size
         self._seed, self._mixing, self._compute = config.seed, mixing, compute
-        left = self._count % config.batch_size
-        self.steps = -(-self._count // config.batch_size)
-        if 0 < left < world_size():
-            self.steps -= 1  # not an image for each process
-            print_once(f"the last {plural(left, 'image')} of an epoch are left out")
-        if not self.steps:
-            raise UserError(f"{plural(self._count, 'image')} for {world_size()} processes")
+        self.steps = steps_per_epoch(self._count, config.batch_size)
         self._next = (0, 0)  # epoch and step
         self._loader = make_loader(
             Augmented(sets.train, sets.augmentation),
@@ -148,9 +142,6 @@ def device_batches(loader: Iterable, compute: Compute) -> Iterator[tuple[Tensor,
     They are normalized on the device, because uint8 needs a quarter of the transfer. The results
     are those of torchvision's `ToTensor` and `Normalize` to the last bit, on a GPU too: it would
     multiply by the reciprocal of a divisor that is a number.
-
-    Raises:
-        UserError: an image can't be read, or a worker died.
     """
     device = compute.device
     constants = ((255.0,), IMAGENET_MEAN, IMAGENET_STD)

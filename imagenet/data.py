@@ -86,15 +86,6 @@ class ImageSets(NamedTuple):
     augmentation: RandomCrop | RandomArea
     identity: str  # differs between data sets
 
-    def describe(self) -> dict:
-        """Return what tells data sets apart, for logs and checkpoints."""
-        return {
-            "classes": len(self.classes),
-            "train_images": len(self.train),
-            "test_images": len(self.test),
-            "identity": self.identity,
-        }
-
 
 def find_image_sets(config: Config) -> ImageSets:
     """List the images of `data/train` and the test images, and print how many there are.

@@ -20,14 +20,8 @@ FILE_SUFFIXES = (".pth", ".pt", ".safetensors")
 def export(weights: Weights, arch: str, image_size: int | None, path: Path) -> None:
     """Write the backbone to `path`; its suffix decides whether that is a file or a folder.
 
-    Args:
-        weights: of the network. The names of the parameters become torchvision's.
-        arch: name of the network.
-        image_size: side in pixels of the images that it is for, if it is known.
-        path: the file to write, or the folder to create.
-
-    Raises:
-        UserError: the path exists or can't be written.
+    `image_size` is the side in pixels of the images that it is for, if it is known. If the path
+    exists or can't be written, it is a `UserError`.
     """
     metadata = {"image_size": image_size} | weights.metadata | {"program": PROGRAM, "arch": arch}
     build_network(arch, weights, branches=False)  # checks that they fit

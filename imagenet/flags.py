@@ -4,19 +4,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from common.command_line import (
-    FREE,
-    LOCAL,
-    ArgumentParser,
-    UserError,
-    build_parser,
-    choice,
-    number,
-)
+from common.command_line import FREE, LOCAL, ArgumentParser, UserError, build_parser, choice, number
 from common.distributed import available_cores
 from common.options import (
     COUNT,
     DeviceConfig,
+    OutputConfig,
     TrainingConfig,
     check_training,
     data_flag,
@@ -42,10 +35,7 @@ class DataConfig(DeviceConfig):
         role=FREE,
     )
     val_labels: Path | None = data_flag(
-        None,
-        Path,
-        "for a val/ without classes: LOC_val_solution.csv, or lines 'filename wnid'",
-        role=FREE,
+        None, Path, "for a val/ without classes: a CSV from Kaggle, or 'filename wnid'", role=FREE
     )
     workers: int = data_flag(
         min(8, available_cores()),
@@ -84,7 +74,7 @@ class Config(TrainingConfig, DataConfig):
 
 
 @dataclass(frozen=True)
-class EvaluationConfig(DataConfig):
+class EvaluationConfig(OutputConfig, DataConfig):
     """Every option of `main.py`. None: the checkpoint decides, otherwise the released code."""
 
     image_size: int | None = data_flag(
@@ -102,10 +92,6 @@ class EvaluationConfig(DataConfig):
     )
     pretrained: bool = model_flag(False, bool, "use the weights that the paper's authors released")
     branches: bool = model_flag(False, bool, "also test the branches and the ensemble")
-    per_class: bool = run_flag(False, bool, "print the error of each class too")
-    predict: tuple[Path, ...] = run_flag(
-        (), Path, "classify these images, or those in a folder", nargs="+"
-    )
     print_freq: int = run_flag(10, COUNT, "batches between updates of the progress bar", "-p")
     export: Path | None = output_flag(
         None,
@@ -113,7 +99,6 @@ class EvaluationConfig(DataConfig):
         "write the backbone: to a file that ends in .pth, .pt or .safetensors, or to a new folder "
         "for timm and the Hugging Face Hub, with a model card",
     )
-    json: Path | None = output_flag(None, Path, "also write the results to this file")
 
 
 def make_parser(config_class: type) -> ArgumentParser:
@@ -142,10 +127,7 @@ def parse_given(config_class: type, argv: Sequence[str] | None) -> dict:
 def parse_training(argv: Sequence[str] | None = None) -> Config:
     """Return the options of `train.py`. Raise `UserError` if one is unknown or invalid."""
     given = parse_given(Config, argv)
-    config = Config(**given, given=frozenset(given))
-    if config.resume == "auto" and config.save is None:
-        raise UserError("--resume auto requires --save DIR, the folder of the run")
-    return config
+    return Config(**given, given=frozenset(given))
 
 
 def with_recipe(config: Config) -> Config:
@@ -164,15 +146,9 @@ def with_recipe(config: Config) -> Config:
 
 
 def parse_evaluation(argv: Sequence[str] | None = None) -> EvaluationConfig:
-    """Return the options of `main.py`.
-
-    Raises:
-        UserError: an option is unknown or invalid, options contradict each other, or an output
-            file can't be written.
-    """
+    """Return the options of `main.py`. Raise `UserError` if they are invalid or contradictory."""
     given = parse_given(EvaluationConfig, argv)
-    given |= {"predict": tuple(given.get("predict", ()))}
-    config = EvaluationConfig(**given, given=frozenset(given) - {"predict"})
+    config = EvaluationConfig(**given, given=frozenset(given))
     if bool(config.model_path) == config.pretrained:
         raise UserError("give the weights: either --model_path PATH or --pretrained")
     tasks = [name for name in ("data", "export", "predict") if getattr(config, name)]
@@ -180,14 +156,9 @@ def parse_evaluation(argv: Sequence[str] | None = None) -> EvaluationConfig:
         raise UserError(
             "give one of the folder that contains val/, --export FILE, and --predict IMAGE …"
         )
-    only_for_tests = ("branches", "per_class")
-    unused = {"export": (*only_for_tests, "json"), "predict": only_for_tests}.get(tasks[0], ())
-    for name in config.given.intersection(unused):
+    unused = {"export": {"branches", "per_class", "json"}, "predict": {"branches", "per_class"}}
+    for name in config.given & unused.get(tasks[0], set()):
         flag = name.replace("_", "-")
         raise UserError(f"--{flag} has no effect with --{tasks[0]}; leave it out")
-    for flag, path in (("export", config.export), ("json", config.json)):
-        if path and (path.is_dir() or (flag == "export" and path.exists())):
-            raise UserError(f"--{flag} {path}: exists already; choose another name")
-        if path and not path.parent.is_dir():
-            raise UserError(f"--{flag} {path}: no such folder: {path.parent}; create it first")
+    config.check_outputs()
     return config

@@ -22,23 +22,20 @@ from torch import nn
 
 from augmentation import evaluation_transform
 from batches import TestBatches
-from common.command_line import Incomplete, UserError, exit_status, run_script
-from common.distributed import Compute, print_once, process_group, rank, world_size
-from common.evaluation import evaluate, predict, print_scores, score_content
+from common.command_line import Incomplete, run_script
+from common.distributed import Compute, print_once, process_group, rank
+from common.evaluation import evaluate, predict, report_scores
 from common.images import find_readable
-from common.logs import Progress, print_predictions, write_json
+from common.logs import Progress, print_predictions
 from data import ImageFiles, class_indices, class_titles, list_test_images
 from export import export
 from flags import EvaluationConfig, parse_evaluation
 from weights import Weights, build_network, choose_compute, download_released, read_weights
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line and return the exit status."""
-    return exit_status(lambda: run(parse_evaluation(argv)))
-
-
-def run(config: EvaluationConfig) -> None:
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command line."""
+    config = parse_evaluation(argv)
     with process_group(config.device) as device:
         weights = read_weights(config.model_path or download_released(config.arch or "resnet18"))
         print_once(f"weights: {weights.source}{', averaged weights' * weights.averaged}")
@@ -68,20 +65,15 @@ def test(config: EvaluationConfig, weights: Weights, network: nn.Module, compute
     shown = Progress("testing", len(batches), every=config.print_freq).over(batches)
     scores = evaluate({"test": network}, shown, compute, confusion=True)["test"]
     titles = class_titles(weights.classes or images.classes)
-    print_scores(scores, titles if config.per_class else None)
+    report_scores(scores, titles, config, weights.source)
     top1, top5 = scores.top1_errors[0], scores.top5_errors[0]
     print_once(f"[Error rate] Top-1: {top1:.4f}%, Top-5: {top5:.4f}%")
-    if config.json and rank() == 0:
-        about = {"checkpoint": weights.source, "options": config.to_dict()}
-        write_json(config.json, score_content(scores, titles, **about))
 
 
 def classify(
     config: EvaluationConfig, weights: Weights, network: nn.Module, compute: Compute
 ) -> None:
     """Print the five most likely classes of each given image."""
-    if world_size() > 1:
-        raise UserError("--predict supports only one process; run it without torchrun")
     paths, errors = find_readable(config.predict)
     transform = evaluation_transform(config.image_size)
     dataset = ImageFiles(paths, [0] * len(paths), transform)  # unlabeled
@@ -94,4 +86,4 @@ def classify(
 
 
 if __name__ == "__main__":
-    run_script(lambda: run(parse_evaluation()))
+    run_script(main)

@@ -21,14 +21,12 @@ import torch
 from augmentation import cached
 from batches import TestBatches, TrainingBatches, worker_errors
 from common import checkpoint
-from common.command_line import exit_status, plural, run_script
+from common.command_line import run_script
 from common.distributed import Compute, print_once, process_group
 from common.engine import Trainer, print_costs
-from common.evaluation import print_scores
-from common.options import warn_of_few_images
 from common.run import fit
-from common.run_folder import open_run
-from common.schedule import Mixing, make_schedule
+from common.run_folder import describe_data, open_run
+from common.schedule import Mixing, Schedule
 from data import ImageSets, find_image_sets
 from flags import Config, parse_training, with_recipe
 from resnet import NETWORKS, DKSResNet, build
@@ -36,35 +34,19 @@ from synergy import SynergyLoss
 from weights import PROGRAM, choose_compute, read_weights, torchvision_weights
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line and return the exit status."""
-    return exit_status(lambda: run(parse_training(argv)))
-
-
-def run(config: Config) -> None:
-    with process_group(config.device) as device:
-        # Tries all algorithms for each new shape: that of full batches and of a partial last one.
-        torch.backends.cudnn.benchmark = True
-        train(config, device)
-
-
-def train(config: Config, device: torch.device) -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Train to the last epoch, from the start or from a checkpoint."""
-    name = f"{config.arch}-{config.method}-seed{config.seed}"
-    with open_run(config, name, with_recipe) as run:
+    config = parse_training(argv)
+    with process_group(config.device) as device, open_run(config, with_recipe) as run:
         config = run.config
-        if run.is_finished:
-            print_once(f"the run of {plural(config.epochs, 'epoch')} is already finished")
-        else:
+        if not run.is_finished:
             sets = load_sets(config)
             compute = choose_compute(config.image_size, device, config.dtype)
             batches = make_training_batches(config, sets, compute)
             trainer = make_trainer(config, sets, batches.steps, compute, initialize=not run.saved)
-            print_once(f"{trainer.schedule}\n{compute}, output folder {run.folder}")
-            warn_of_few_images(config)
             tests = TestBatches(sets.test, config.batch_size, config.workers, compute)
-            network = describe_network(config, sets)
-            print_scores(fit(run, trainer, batches, tests, network, sets.describe()))
+            about = describe_data(sets.classes, sets.train, sets.test, sets.identity)
+            fit(run, trainer, batches, tests, describe_network(config, sets), about)
 
 
 def load_sets(config: Config) -> ImageSets:
@@ -99,28 +81,20 @@ def make_trainer(
     if config.init and initialize:
         initialize_backbone(network, config.arch, config.init, sets.classes)
     criterion = SynergyLoss(**config.loss_options())
-    return Trainer(network, criterion, make_schedule(config, steps), config, compute)
+    return Trainer(network, criterion, Schedule(config, steps), config, compute)
 
 
 def initialize_backbone(model: DKSResNet, arch: str, source: str, classes: Sequence[str]) -> None:
     """Load the backbone's weights; a classifier of other classes and the branches stay random.
 
     `source` is what `read_weights` reads, or the name of torchvision's weights for `arch`.
-
-    Raises:
-        UserError: there are no such weights, or they belong to another network.
     """
-    path, own = Path(source), model.state_dict()
+    path = Path(source)
     weights = read_weights(path) if path.exists() else torchvision_weights(arch, source)
     weights.check_arch(arch)
     same = weights.num_classes == len(classes) and weights.classes in (None, list(classes))
-    random = {name: value for name, value in own.items() if name.startswith("branches.")}
-    parts = ["the branches"] if random else []
-    if not same:
-        random |= {name: own[name] for name in ("fc.weight", "fc.bias")}
-        parts.append("the classifier, which is of other classes")
-    checkpoint.load_weights(model, weights.backbone | random, Path(weights.source))
-    print_once(f"--init {source}: loaded the backbone; random: {' and '.join(parts) or 'nothing'}")
+    random = ("branches.",) if same else ("branches.", "fc.")
+    checkpoint.load_backbone(model, weights.backbone, random, source)
 
 
 def describe_network(config: Config, sets: ImageSets) -> dict:
@@ -137,4 +111,4 @@ def describe_network(config: Config, sets: ImageSets) -> dict:
 
 
 if __name__ == "__main__":
-    run_script(lambda: run(parse_training()))
+    run_script(main)

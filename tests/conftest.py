@@ -47,6 +47,11 @@ class ScriptFolder:
             self.imported = self._pop_modules()
             sys.modules.update(others)
 
+    def status(self, script: str, argv: list[str]) -> int:
+        """Run `main` of a script; return the exit status."""
+        main = getattr(self, script).main
+        return self.command_line.exit_status(lambda: main(argv))
+
     def _pop_modules(self) -> dict[str, ModuleType]:
         """Remove the folder's modules from `sys.modules` and return them."""
         names = {path.stem for path in self.path.glob("*.py")} | {"common"}

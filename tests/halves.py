@@ -92,7 +92,8 @@ class Half:
             patch.setattr(self.script, "print_costs", lambda *_: None)  # takes most of the time
             if not self.is_wrn:
                 patch.setattr(self.script, "build", TinyNetwork)
-            return self.script.main(self.argv(save, *more) if argv is None else argv)
+            argv = self.argv(save, *more) if argv is None else argv
+            return self.scripts.status("main" if self.is_wrn else "train", argv)
 
     def start_of(self, save: Path, *more: object) -> SimpleNamespace:
         """Return what a training would begin with: the arguments of `fit`, and of `Mixing`."""

@@ -19,7 +19,8 @@ NETWORKS = {
 @pytest.fixture(scope="module")
 def main(wrn):
     """Call wrn_DKS/main.py with these words."""
-    return lambda *words: wrn.main.main([word for each in words for word in str(each).split()])
+    split = lambda words: [word for each in words for word in str(each).split()]  # noqa: E731
+    return lambda *words: wrn.status("main", split(words))
 
 
 @pytest.fixture(scope="module")

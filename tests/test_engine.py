@@ -11,10 +11,10 @@ from torch import nn
 
 
 def make_schedule(wrn, **changes):
-    values = {"kind": "step", "lr": 0.1, "steps_per_epoch": 10, "epochs": 100, "factor": 0.2}
-    return wrn.schedule.Schedule(
-        **{"milestones": (30, 60), "warmup_epochs": 0.0} | values | changes
-    )
+    factor = changes.pop("first_epoch_factor", 1.0)
+    options = {"lr": 0.1, "epochs": 100, "lr_factor": 0.2, "milestones": (30, 60)} | changes
+    config = wrn.options.TrainingConfig(**options)
+    return wrn.schedule.Schedule(config, 10, first_epoch_factor=factor)
 
 
 def test_step_schedule_decays_after_each_milestone(wrn):
@@ -27,7 +27,7 @@ def test_step_schedule_decays_after_each_milestone(wrn):
 
 
 def test_cosine_schedule_follows_a_linear_warmup(wrn):
-    schedule = make_schedule(wrn, kind="cosine", warmup_epochs=2.0, epochs=12, lr=0.4)
+    schedule = make_schedule(wrn, lr_schedule="cosine", warmup_epochs=2.0, epochs=12, lr=0.4)
     assert [schedule.rate(step) for step in (0, 9, 19)] == pytest.approx([0.02, 0.2, 0.4])
     half_cosine = [0.2 * (1 + math.cos(math.pi * i / 100)) for i in range(100)]
     assert [schedule.rate(20 + i) for i in range(100)] == pytest.approx(half_cosine)
@@ -71,7 +71,7 @@ def trainer(wrn):
         config = wrn.options.TrainingConfig(milestones=(), momentum=0.9, **options)
         torch.manual_seed(0)
         compute = wrn.distributed.Compute(torch.device("cpu"), dtype)
-        schedule = wrn.schedule.make_schedule(config, 10)
+        schedule = wrn.schedule.Schedule(config, 10)
         parts = TinyNetwork("", num_classes=3), wrn.synergy.SynergyLoss(), schedule
         return wrn.engine.Trainer(*parts, config, compute)
 

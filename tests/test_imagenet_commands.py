@@ -27,9 +27,9 @@ def run(imagenet, module_path):
     data, run = write_data(module_path / "data"), module_path / "run"
     flags = "-a resnet50 --image-size 40 -b 4 --epochs 2 --lr 0.02 -j 0 --device cpu --ema 0.7"
     flags += " --label-smoothing 0.1 --grad-accumulation 2 --test-every 2"
-    assert imagenet.train.main([str(data), *flags.split(), "--save", str(run)]) == 0
+    assert imagenet.status("train", [str(data), *flags.split(), "--save", str(run)]) == 0
     words = ["--model_path", str(run), "--export", str(module_path / "r50"), "--device", "cpu"]
-    assert imagenet.main.main(words) == 0
+    assert imagenet.status("main", words) == 0
     return run
 
 
@@ -53,7 +53,9 @@ def main(imagenet, capsys):
     """Run main.py; return its exit status, output and errors."""
 
     def main(*words):
-        status = imagenet.main.main(["--device", "cpu", "-j", "0", "-b", "3", *map(str, words)])
+        status = imagenet.status(
+            "main", ["--device", "cpu", *"-j 0 -b 3".split(), *map(str, words)]
+        )
         return status, *capsys.readouterr()
 
     return main
@@ -232,7 +234,7 @@ def test_errors_of_use_of_train_py(imagenet, run, tmp_path, monkeypatch, capsys)
         (f"{data} --init {run} -b 4", "weights of resnet50, not resnet18"),
     ):
         capsys.readouterr()
-        assert imagenet.train.main([*words.split(), "--device", "cpu"]) == 2
+        assert imagenet.status("train", [*words.split(), "--device", "cpu"]) == 2
         err = capsys.readouterr().err
         assert message in err and err.startswith("error: ") and err.count("\n") == 1
         assert not list(tmp_path.iterdir())

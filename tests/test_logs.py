@@ -72,7 +72,7 @@ def test_a_log_is_truncated_and_its_partly_written_last_line_ignored(wrn, tmp_pa
     with open(path, "a") as file:
         file.write('{"epoch": 4, "err')  # killed while writing
     assert [record["epoch"] for record in wrn.logs.read_log(path)] == [1, 2, 3]
-    wrn.logs.RunLog(tmp_path, {}, 2, 20).close()
+    wrn.logs.RunLog(tmp_path, {}, 2, 20)
     assert path.read_text().count("\n") == 2
     assert wrn.logs.read_log(path)[1] == {"epoch": 2, "error": 2 / 7}
 

@@ -29,9 +29,11 @@ def build(wrn, name, branches=True, num_classes=10):
         ("resnet-110", False, 10, 1_727_962, None),
     ],
 )
-def test_cost(wrn, name, branches, classes, parameters, multiply_adds):
-    cost = wrn.engine.cost(partial(build, wrn, name, branches, classes), 32)
-    assert cost == (parameters, multiply_adds or cost[1])
+def test_cost(wrn, capsys, name, branches, classes, parameters, multiply_adds):
+    wrn.engine.print_costs(name, partial(build, wrn, name, num_classes=classes), branches, 32)
+    line = capsys.readouterr().out.splitlines()[-1]
+    assert f": {parameters:,} parameters, " in line
+    assert multiply_adds is None or f" {multiply_adds:,} multiply-adds" in line
 
 
 @pytest.mark.parametrize(
@@ -163,7 +165,7 @@ def test_recipe(wrn, words, epochs, decay, changes, cleared):
     data = wrn.data.load_dataset("digits", None, 8, 1)
     trainer, _ = wrn.main.make_trainer(options, data, torch.device("cpu"), initialize=True)
     made, weight_decay = trainer.schedule, trainer.optimizer.param_groups[0]["weight_decay"]
-    assert (made.epochs, weight_decay) == (epochs, decay)
+    assert (made.config.epochs, weight_decay) == (epochs, decay)
     rates = [made.rate(step) for step in range(epochs)]
     starts = [i for i in range(epochs) if not i or rates[i] != rates[i - 1]]
     assert {i + 1: rates[i] for i in starts} == pytest.approx(changes)

@@ -18,10 +18,10 @@ import os, sys, time
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 def train():
-    from tiny_train import install_fault, script
+    from tiny_train import exit_status, install_fault, script
     install_fault()
     time.sleep(0.5 * int(os.environ["RANK"]))  # rank 0 may find what is left of other processes
-    if status := script.main(sys.argv[2:]):
+    if status := exit_status(lambda: script.main(sys.argv[2:])):
         sys.exit(status)
 
 config = LaunchConfig(1, 1, 2, rdzv_backend="c10d", rdzv_endpoint=f"127.0.0.1:{sys.argv[1]}",

@@ -73,7 +73,7 @@ def test_ten_steps_of_sgd(wrn, released, network, dtype):
     config = wrn.flags.with_recipe(wrn.flags.parse([]))
     # As in the released code: the memory format affects rounding, which a few steps amplify.
     compute = wrn.distributed.Compute(torch.device("cpu"), memory_format=torch.contiguous_format)
-    schedule = wrn.schedule.make_schedule(config, steps_per_epoch=10, clears_momentum=True)
+    schedule = wrn.schedule.Schedule(config, steps_per_epoch=10, clears_momentum=True)
     loss = wrn.synergy.SynergyLoss()
     trainer = wrn.engine.Trainer(network.to(dtype), loss, schedule, config, compute)
     batches = [
@@ -96,7 +96,7 @@ def test_a_released_checkpoint_is_evaluated(wrn, released, network, cifar100, tm
     params = reference.parameters(released)
     torch.save({"params": params, "optimizer": {}, "epoch": 200}, path)
     words = ["--evaluate", "--resume", str(path), "--dataroot", str(root)]
-    assert wrn.main.main(words) == 0
+    assert wrn.status("main", words) == 0
     pixels = torch.from_numpy(cifar100["test"]).view(-1, 3, 32, 32)
     mean, std = (torch.tensor(x).view(3, 1, 1) for x in ([125.3, 123, 113.9], [63, 62.1, 66.7]))
     with torch.no_grad():
@@ -108,5 +108,5 @@ def test_a_released_checkpoint_is_evaluated(wrn, released, network, cifar100, tm
         top1 = 100 * (each.argmax(-1) != labels).double().mean()
         top5 = 100 * (each.topk(5).indices != labels[:, None]).all(-1).double().mean()
         assert f"[{name}] top-1 error {top1:.2f} %, top-5 error {top5:.2f} %" in out
-    assert wrn.main.main(["--predict", "a.png", "--resume", str(path)]) == 2
+    assert wrn.status("main", ["--predict", "a.png", "--resume", str(path)]) == 2
     assert "has no class names; --predict takes a run or an export" in capsys.readouterr().err

@@ -12,16 +12,14 @@ import signal
 from halves import TinyNetwork, before_call, before_steps, sigterm
 
 from common import engine, run, run_folder
-from common.command_line import run_script
+from common.command_line import exit_status, run_script  # noqa: F401
 
 try:
     import train as script
-    from flags import parse_training as parse
 
     script.build = TinyNetwork
 except ImportError:
     import main as script
-    from flags import parse
 
 script.print_costs = lambda *_: None  # takes a third of the time
 
@@ -55,4 +53,4 @@ def install_fault() -> None:
 if __name__ == "__main__":
     if os.environ.get("FAULT"):
         install_fault()
-    run_script(lambda: script.run(parse()))
+    run_script(script.main)

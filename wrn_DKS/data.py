@@ -13,7 +13,7 @@ from torch import Tensor
 from torchvision import datasets
 
 from common.command_line import UserError, one_line, plural
-from common.distributed import first_on_node, print_once, shard, world_size
+from common.distributed import first_on_node, print_once, shard, steps_per_epoch, world_size
 from common.evaluation import Batch
 from common.images import check_classes, find_test_folder, hash_lines, list_images, read_squares
 from common.schedule import Mixing, derived_seed
@@ -44,15 +44,6 @@ class Dataset(NamedTuple):
     flip: bool  # whether training may flip images horizontally
     identity: str  # differs between data sets
 
-    def describe(self) -> dict:
-        """Return what tells data sets apart, for logs and checkpoints."""
-        return {
-            "classes": len(self.classes),
-            "train_images": len(self.train.labels),
-            "test_images": len(self.test.labels),
-            "identity": self.identity,
-        }
-
 
 def load_dataset(
     name: str, root: Path, image_size: int, workers: int, trained: dict | None = None
@@ -66,9 +57,6 @@ def load_dataset(
         workers: threads that decode the images of a folder.
         trained: metadata of a trained network, with `classes`, `mean` and `std`. If given, load
             only the test images, with labels that index its classes.
-
-    Raises:
-        UserError: the data is missing or damaged or can't be downloaded, or classes do not match.
     """
     known = trained and trained["classes"]
     if name == "folder":
@@ -203,12 +191,7 @@ class AugmentedBatches(Batches):
         super().__init__(data.train, data, batch_size, device)
         self._seed, self._flip, self._mixing = seed, data.flip, mixing
         count, size = len(self.labels), self.images.shape[-1]
-        self.steps = -(-count // batch_size)
-        if 0 < count % batch_size < world_size():
-            self.steps -= 1  # not an image for each process
-            print_once(f"the last {plural(count % batch_size, 'image')} of an epoch are left out")
-        if not self.steps:
-            raise UserError(f"{plural(count, 'training image')} for {world_size()} processes")
+        self.steps = steps_per_epoch(count, batch_size)
         padding = size // 8
         index = torch.arange(-padding, size + padding, device=device).abs()
         index = torch.minimum(index, 2 * (size - 1) - index)  # reflected at both ends

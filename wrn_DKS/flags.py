@@ -19,11 +19,11 @@ from common.options import (
     AMOUNT,
     COUNT,
     FRACTION,
+    OutputConfig,
     TrainingConfig,
     check_training,
     data_flag,
     model_flag,
-    output_flag,
     run_flag,
     training_flag,
 )
@@ -41,7 +41,7 @@ DECAY_PERCENT = {"wrn": (30, 60, 80), "resnet": (50, 75)}
 
 
 @dataclass(frozen=True)
-class Config(TrainingConfig):
+class Config(OutputConfig, TrainingConfig):
     """Every option of `main.py`. None: the recipe of the network decides."""
 
     dataset: str = data_flag(
@@ -57,12 +57,7 @@ class Config(TrainingConfig):
         None, number(int, 8, 1024), "side of the images of --dataset folder (default: 32)"
     )
     workers: int = data_flag(
-        min(4, available_cores()),
-        COUNT,
-        "threads to decode images",
-        "-j",
-        "--nthread",
-        role=LOCAL,
+        min(4, available_cores()), COUNT, "threads to decode images", "-j", "--nthread", role=LOCAL
     )
     arch: str = model_flag(
         "wrn", choice("wrn", "resnet"), "wide ResNet, or He et al.'s for CIFAR and its recipe", "-a"
@@ -83,14 +78,6 @@ class Config(TrainingConfig):
         None, AMOUNT, "of all parameters (default: 5e-4; resnet: 1e-4)"
     )
     evaluate: bool = run_flag(False, bool, "test --resume PATH instead of training", role=LOCAL)
-    per_class: bool = run_flag(False, bool, "print the error of each class too", role=LOCAL)
-    predict: tuple[Path, ...] = run_flag(
-        (), Path, "classify these images, or those in a folder", role=LOCAL, nargs="+"
-    )
-    export: Path | None = output_flag(
-        None, Path, "write the backbone alone: .safetensors, or any other name for torch.load"
-    )
-    json: Path | None = output_flag(None, Path, "also write the results to this file")
 
     @property
     def network_name(self) -> str:
@@ -123,8 +110,7 @@ def parse(argv: Sequence[str] | None = None) -> Config:
     given = make_parser().parse_given(argv)
     if (gpus := given.pop("ngpu", 1)) > 1:
         raise UserError(f"--ngpu {gpus}: to use several GPUs, run torchrun --nproc_per_node {gpus}")
-    given |= {"predict": tuple(given.get("predict", ()))}
-    config = Config(**given, given=frozenset(given) - {"predict"})
+    config = Config(**given, given=frozenset(given))
     task = "--evaluate" if config.evaluate else "--predict" if config.predict else ""
     if task and config.checkpoint is None:
         raise UserError(f"{task} requires --resume PATH, a checkpoint or the folder of a run")
@@ -133,14 +119,7 @@ def parse(argv: Sequence[str] | None = None) -> Config:
     if (config.json and not task) or (config.per_class and not config.evaluate):
         flag = "--per-class" if config.per_class else "--json"
         raise UserError(f"{flag} has no effect without --evaluate; leave it out")
-    if config.resume == "auto" and config.save is None:
-        raise UserError("--resume auto requires --save DIR, the folder of the run")
-    for flag, path in (("--export", config.export), ("--json", config.json)):
-        in_run = path and config.save == path.parent  # which is made first
-        if path and not in_run and not path.parent.is_dir():
-            raise UserError(f"{flag} {path}: no such folder: {path.parent}; create it first")
-        if path and (path.is_dir() or (flag == "--export" and path.exists())):
-            raise UserError(f"{flag} {path}: exists already; choose another name")
+    config.check_outputs(created=config.save)
     return config
 
 

@@ -17,50 +17,40 @@ os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # as long as pays even beside 
 import torch
 
 from common import checkpoint
-from common.command_line import Incomplete, UserError, exit_status, plural, run_script
-from common.distributed import print_once, process_group, rank, world_size
+from common.command_line import Incomplete, UserError, run_script
+from common.distributed import print_once, process_group, rank
 from common.engine import Trainer, print_costs
-from common.evaluation import evaluate, predict, print_scores, score_content
+from common.evaluation import evaluate, predict, report_scores
 from common.images import find_readable, read_squares
-from common.logs import print_predictions, write_json
-from common.options import from_checkpoint, warn_of_few_images
+from common.logs import print_predictions
+from common.options import from_checkpoint
 from common.run import fit
-from common.run_folder import CHECKPOINT, open_run
-from common.schedule import Mixing, make_schedule
+from common.run_folder import CHECKPOINT, describe_data, open_run
+from common.schedule import Mixing, Schedule
 from data import AugmentedBatches, Batches, Dataset, Split, load_dataset
 from flags import Config, parse, with_recipe
 from synergy import SynergyLoss
 from weights import Weights, build_network, choose_compute, describe_network, load
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line and return the exit status."""
-    return exit_status(lambda: run(parse(argv)))
-
-
-def run(config: Config) -> None:
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command line."""
+    config = parse(argv)
     with process_group(config.device) as device:
-        # Tries all algorithms for each new shape: that of full batches and of a partial last one.
-        torch.backends.cudnn.benchmark = True
         task = classify if config.predict else test if config.evaluate else train
         task(config, device)
 
 
 def train(config: Config, device: torch.device) -> None:
     """Train to the last epoch, from the start or from a checkpoint."""
-    name = f"{config.arch}-{config.method}-seed{config.seed}"
-    with open_run(config, name, with_recipe) as run:
+    with open_run(config, with_recipe) as run:
         config = run.config
-        if run.is_finished:
-            print_once(f"the run of {plural(config.epochs, 'epoch')} is already finished")
-        else:
+        if not run.is_finished:
             data = load_dataset(config.dataset, config.dataroot, config.image_size, config.workers)
             trainer, batches = make_trainer(config, data, device, initialize=not run.saved)
-            print_once(f"{trainer.schedule}\n{trainer.compute}, output folder {run.folder}")
-            warn_of_few_images(config)
             tests = Batches(data.test, data, config.batch_size, device)
-            network = describe_network(config, data)
-            print_scores(fit(run, trainer, batches, tests, network, data.describe()))
+            about = describe_data(data.classes, data.train.labels, data.test.labels, data.identity)
+            fit(run, trainer, batches, tests, describe_network(config, data), about)
         if config.export and rank() == 0:
             export(config.export, load(run.folder / CHECKPOINT))
 
@@ -79,7 +69,7 @@ def make_trainer(
     mixing = Mixing(config.mixup, config.cutmix, num_classes, config.seed)
     batches = AugmentedBatches(data, config.batch_size, device, config.seed, mixing)
     criterion = SynergyLoss(**config.loss_options())
-    schedule = make_schedule(
+    schedule = Schedule(
         config,
         batches.steps,
         clears_momentum=config.arch == "wrn",
@@ -100,14 +90,13 @@ def load_trained(config: Config) -> tuple[Config, Weights]:
     """Load --resume; return the options with those of the network and its data filled in."""
     weights = load(config.checkpoint)
     other = ("dtype", "batch_size", "dataset")  # than in training
-    saved, source = weights.options, weights.source
-    config = with_recipe(from_checkpoint(config, saved, source, may_change=other))
+    config = with_recipe(from_checkpoint(config, weights.options, weights.source, other))
     print_once(f"{weights.source}: {config.network_name}")
     return config, weights
 
 
 def test(config: Config, device: torch.device) -> None:
-    """Print the error of every classifier in --resume, and of their ensemble."""
+    """Print the errors of the network in --resume."""
     config, weights = load_trained(config)
     trained = weights.metadata if "classes" in weights.metadata else None
     data = load_dataset(config.dataset, config.dataroot, config.image_size, config.workers, trained)
@@ -118,18 +107,13 @@ def test(config: Config, device: torch.device) -> None:
     print_once(str(compute))
     batches = Batches(data.test, data, config.batch_size, device)
     scores = evaluate({"test": compute.place(network)}, batches, compute, confusion=True)["test"]
-    print_scores(scores, data.classes if config.per_class else None)
-    if config.json and rank() == 0:
-        about = {"checkpoint": str(weights.source), "options": config.to_dict()}
-        write_json(config.json, score_content(scores, data.classes, **about))
+    report_scores(scores, data.classes, config, weights.source)
     if config.export and rank() == 0:
         export(config.export, weights)
 
 
 def classify(config: Config, device: torch.device) -> None:
     """Print the most likely classes of each image in --predict, by the backbone in --resume."""
-    if world_size() > 1:
-        raise UserError("--predict supports only one process; run it without torchrun")
     config, weights = load_trained(config)
     known = weights.metadata
     if "classes" not in known:
@@ -149,4 +133,4 @@ def classify(config: Config, device: torch.device) -> None:
 
 
 if __name__ == "__main__":
-    run_script(lambda: run(parse()))
+    run_script(main)

@@ -27,13 +27,9 @@ DIRECTIONS = {"bidirectional": torch.ne, "top-down": torch.gt, "bottom-up": torc
 
 
 def pairwise_divergences(logits: Sequence[Tensor]) -> Tensor:
-    """Return the divergences between all classifiers, (N, N): KL(p_j || p_i) at [j, i].
+    """Return the divergences between N logits (B, K): (N, N), with KL(p_j || p_i) at [j, i].
 
-    Args:
-        logits: N tensors (B, K). Half precision is computed in float32; float64 stays.
-
-    Returns:
-        Means over the batch. Teachers are detached: the gradient reaches the student i only.
+    They are means over the batch. Teachers are detached: the gradient reaches the student i only.
     """
     log_p = torch.stack([in_float32(each) for each in logits]).log_softmax(-1)  # (N, B, K)
     students, teachers = log_p.unsqueeze(0), log_p.detach().unsqueeze(1)
@@ -44,10 +40,8 @@ def pairwise_divergences(logits: Sequence[Tensor]) -> Tensor:
 def synergy_loss(divergences: Tensor, direction: str = "bidirectional") -> Tensor:
     """Return the sum of the divergences (N, N) of the pairs in which j teaches i, a scalar.
 
-    Args:
-        divergences: from `pairwise_divergences` of logits ordered as `SynergyLoss` expects.
-        direction: one of `DIRECTIONS`. `bidirectional`: every classifier teaches every other;
-            `top-down`: the deeper teaches the shallower; `bottom-up`: the reverse.
+    `bidirectional`: every classifier teaches every other; `top-down`: the deeper teaches the
+    shallower; `bottom-up`: the reverse. The backbone's comes first, as in `SynergyLoss`.
     """
     count = len(divergences)
     # The backbone's classifier comes first in the logits and is the deepest: N - 1, 0, 1, ...

@@ -10,7 +10,7 @@ import resnet
 import wide_resnet
 from common import checkpoint
 from common.command_line import UserError
-from common.distributed import Compute, make_compute, print_once
+from common.distributed import Compute, make_compute
 from common.run_folder import checkpoint_path
 from data import Dataset
 from flags import Config
@@ -75,13 +75,9 @@ class Weights(NamedTuple):
 
     def initialize_backbone(self, model: nn.Module, classes: list[str]) -> None:
         """Load the backbone; a classifier of other classes and the branches stay random."""
-        random = ("branches.",)
-        if self.metadata.get("classes") != classes:
-            random += ("classifier.fc.",)
-        kept = {k: v for k, v in model.state_dict().items() if k.startswith(random)}
-        checkpoint.load_weights(model, self.backbone | kept, self.source)
-        names = ", ".join(dict.fromkeys(name.partition(".")[0] for name in kept)) or "nothing"
-        print_once(f"--init {self.source}: loaded the backbone; random: {names}")
+        same = self.metadata.get("classes") == classes
+        random = ("branches.",) if same else ("branches.", "classifier.fc.")
+        checkpoint.load_backbone(model, self.backbone, random, self.source)
 
 
 def load(path: Path) -> Weights:

@@ -30,9 +30,7 @@ FORMAT = 2  # of the checkpoint of a run
 def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
     """Write a file so that `path` always holds either the old or the new version.
 
-    Raises:
-        UserError: the file can't be written, for example because the disk is full. An existing
-            file is left untouched.
+    If that fails, for example because the disk is full, it is a `UserError`.
     """
     target = path.resolve()  # a symbolic link stays one
     temporary = target.with_name(target.name + ".tmp")
@@ -70,6 +68,12 @@ def flush_to_disk(descriptor: int) -> None:
             raise
 
 
+def write_json(path: Path, content: object) -> None:
+    """Write plain values to a JSON file, atomically."""
+    text = json.dumps(content, indent=2, default=str) + "\n"
+    write_atomically(path, lambda file: file.write(text.encode("utf-8", "surrogateescape")))
+
+
 def save(path: Path, content: dict) -> None:
     """Save a checkpoint atomically."""
     write_atomically(path, lambda file: torch.save(content, file))
@@ -92,8 +96,6 @@ def load(path: Path) -> dict:
         with warnings.catch_warnings(), torch.serialization.safe_globals(harmless):
             warnings.simplefilter("ignore")  # print nothing besides the one-line error
             content = torch.load(path, map_location="cpu", weights_only=True)
-    except UserError:
-        raise
     except Exception as error:  # a damaged file can raise almost any exception
         reason = one_line(error, 2000)
         if found := re.search(r"GLOBAL (\S+)", reason):
@@ -119,10 +121,8 @@ def load(path: Path) -> dict:
 
 def load_safetensors(path: Path) -> OrderedDict[str, Tensor]:
     """Load a safetensors file as a state dict, with its metadata like one of `save_weights`."""
-    try:
-        from safetensors import safe_open
-    except ImportError as error:
-        raise UserError(f"{path}: reading it requires: pip install safetensors") from error
+    from safetensors import safe_open  # optional
+
     with safe_open(path, "pt") as file:
         state = OrderedDict((name, file.get_tensor(name)) for name in file.keys())  # noqa: SIM118
         text = (file.metadata() or {}).get(METADATA_KEY, "{}")
@@ -133,27 +133,21 @@ def load_safetensors(path: Path) -> OrderedDict[str, Tensor]:
 def save_weights(path: Path, state: dict[str, Tensor], metadata: dict) -> None:
     """Write a state dict atomically, from the CPU: a plain one to other readers.
 
-    Args:
-        path: the format is safetensors if it ends in `.safetensors`, otherwise `torch.save`'s.
-        state: the parameters and buffers.
-        metadata: plain values about the network.
-
-    Raises:
-        UserError: the file exists or can't be written, or the safetensors package is missing.
+    If `path` ends in `.safetensors`, that is its format, otherwise `torch.save`'s. `metadata` are
+    plain values about the network. It is a `UserError` if the file exists or can't be written.
     """
     if path.exists():
         raise UserError(f"--export {path}: exists already; choose another name")
     state = OrderedDict((name, each.detach().cpu().contiguous()) for name, each in state.items())
     if path.suffix != ".safetensors":
-        # The attribute in which state dicts carry the versions of modules; the safe loader keeps
-        # it.
+        # State dicts have the versions of modules there; the safe loader keeps the attribute.
         state._metadata = {METADATA_KEY: metadata}
         save(path, state)
         return
     try:
         from safetensors.torch import save as to_bytes
     except ImportError as error:
-        raise UserError(f"{path}: writing it requires: pip install safetensors") from error
+        raise UserError(f"{path}: {error}; install safetensors with pip") from error
     content = to_bytes(state, {"format": "pt", METADATA_KEY: json.dumps(metadata)})
     write_atomically(path, lambda file: file.write(content))
 
@@ -177,13 +171,11 @@ def require_keys(content: dict, types: dict[str, type], source: Path) -> None:
             )
 
 
-def load_weights(model: nn.Module, weights: dict[str, Tensor], source: Path) -> None:
+def load_weights(model: nn.Module, weights: dict[str, Tensor], source: object) -> None:
     """Load a state dict strictly: the same keys and shapes, and finite values only.
 
-    Floating-point tensors of another precision are cast, and a line about it is printed.
-
-    Raises:
-        UserError: the state dict does not fit; the message names the first such keys.
+    Floating-point tensors of another precision are cast, and a line about it is printed. If the
+    state dict does not fit, a `UserError` names the first such keys.
     """
     expected = model.state_dict()
     for problem, names in (
@@ -202,6 +194,16 @@ def load_weights(model: nn.Module, weights: dict[str, Tensor], source: Path) -> 
     model.load_state_dict(weights)
 
 
+def load_backbone(
+    model: nn.Module, weights: dict[str, Tensor], random: tuple[str, ...], source: object
+) -> None:
+    """Load weights for --init; those whose names begin with one of `random` stay as they are."""
+    kept = {k: v for k, v in model.state_dict().items() if k.startswith(random)}
+    load_weights(model, weights | kept, source)
+    names = ", ".join(dict.fromkeys(name.partition(".")[0] for name in kept)) or "nothing"
+    print_once(f"--init {source}: loaded the backbone; random: {names}")
+
+
 def mismatch(value: object, expected: Tensor) -> str:
     """Describe why `value` can't replace the tensor `expected`; return "" if it can."""
     if not isinstance(value, Tensor) or value.layout != torch.strided:
@@ -217,15 +219,12 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: dict, source: Path) 
     """Load the buffers of an optimizer's state dict as strictly as `load_weights`.
 
     The optimizer keeps its own hyperparameters; its buffers must already be initialized.
-
-    Raises:
-        UserError: the state belongs to another optimizer or to other parameters.
     """
     expected = optimizer.state_dict()["state"]  # the optimizer's own tensors, not copies
     try:
         found = state["state"]
         if found.keys() != expected.keys():
-            raise ValueError("it has other parameters")
+            raise ValueError("of other parameters")
         for index, buffers in expected.items():
             for name, buffer in buffers.items():
                 if problem := mismatch(found[index][name], buffer):

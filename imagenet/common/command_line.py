@@ -8,6 +8,7 @@ import contextlib
 import difflib
 import multiprocessing
 import os
+import re
 import signal
 import sys
 import traceback
@@ -66,9 +67,11 @@ def option(
         role: what a resumed run does with it.
         argument: further arguments of argparse's `add_argument`.
     """
-    if kind is Path:
-        kind = expanded_path
-    if kind is not bool:
+    if kind is bool:
+        argument["action"] = "store_true"
+    else:
+        # The shell leaves the ~ of --save=~/runs.
+        kind = (lambda text: Path(os.path.expanduser(text))) if kind is Path else kind
         argument = {"type": kind, "metavar": getattr(kind, "metavar", "PATH")} | argument
     metadata = {"group": group, "help": help, "aliases": aliases, "role": role}
     return field(default=default, metadata=metadata | {"argument": argument})
@@ -109,25 +112,18 @@ def build_parser(config_class: type, prog: str, description: str) -> ArgumentPar
         prog=prog,
         description=f"{description} Hyphens and underscores in options are interchangeable.",
     )
-    groups: dict[str, Any] = {}
-    for each in fields(config_class):
-        if not (about := each.metadata):
-            continue
-        argument, text = dict(about["argument"]), about["help"]
-        if "type" not in argument:
-            argument["action"] = "store_true"
-        elif each.default not in (None, "", ()) and "default" not in text:
+    options = [each for each in fields(config_class) if each.metadata]
+    names = dict.fromkeys(each.metadata["group"] for each in options)
+    groups = {name: parser.add_argument_group(name) for name in names}
+    for each in options:
+        about, text = each.metadata, each.metadata["help"]
+        if each.default not in (None, "", (), False) and "default" not in text:
             text += f" (default: {each.default})"
-        if about["group"] not in groups:
-            groups[about["group"]] = parser.add_argument_group(about["group"])
         flags = ["--" + each.name.replace("_", "-"), *about["aliases"]]
         flags.sort(key=lambda flag: flag.startswith("--"))  # short ones first, as in --help
-        groups[about["group"]].add_argument(*flags, dest=each.name, help=text, **argument)
+        group = groups[about["group"]]
+        group.add_argument(*flags, dest=each.name, help=text, **about["argument"])
     return parser
-
-
-def expanded_path(text: str) -> Path:
-    return Path(text).expanduser()  # the shell leaves the ~ of --save=~/runs
 
 
 def hint(word: str, known: Iterable[str]) -> str:
@@ -212,6 +208,7 @@ def exit_status(run: Callable[[], None]) -> int:
     0: success. 2: an error that the user can fix, printed to standard error as one line. 1: any
     other error, or a part of the work was not done. 128 + N: stopped by signal N.
     """
+    status = 2
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", module=r"PIL\.")  # odd images, decoded correctly
@@ -220,10 +217,8 @@ def exit_status(run: Callable[[], None]) -> int:
     except (UserError, OSError) as error:
         message, status = one_line(error), getattr(error, "status", 2)
     except (KeyboardInterrupt, Interrupted) as stop:
-        message = f"stopped by {str(stop) or 'SIGINT'}"
-        status = getattr(stop, "status", 130)
+        message, status = f"stopped by {str(stop) or 'SIGINT'}", getattr(stop, "status", 130)
     except Exception as error:
-        status = 2
         if is_out_of_memory(error):
             message = f"not enough memory ({one_line(error, 150)}); use a smaller -b"
         elif type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
@@ -243,10 +238,10 @@ def exit_status(run: Callable[[], None]) -> int:
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Return whether the device or the host ran out of memory."""
-    text = str(error).lower()
-    found = "out of memory" in text or "can't allocate memory" in text
-    found = found or isinstance(error, MemoryError | torch.OutOfMemoryError)
-    return found and not isinstance(error, dist.DistError)  # such as NCCL's "socket, malloc"
+    if isinstance(error, dist.DistError):  # such as NCCL's "socket, malloc"
+        return False
+    found = re.search("out of memory|can't allocate memory", str(error), re.IGNORECASE)
+    return bool(found) or isinstance(error, MemoryError | torch.OutOfMemoryError)
 
 
 def one_line(error: BaseException, limit: int = 500) -> str:

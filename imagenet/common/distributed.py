@@ -20,9 +20,6 @@ from torch import Tensor, nn
 
 from .command_line import UserError, one_line, plural
 
-AMPERE = (8, 0)  # compute capability of the first GPUs with TF32 and bfloat16 tensor cores
-VOLTA = (7, 0)  # of the first ones with float16 tensor cores
-
 
 class Compute(NamedTuple):
     """How forward passes are computed."""
@@ -44,9 +41,8 @@ class Compute(NamedTuple):
     def __str__(self) -> str:
         """Describe the device and dtype for the first lines of a run."""
         dtype = str(self.dtype).removeprefix("torch.")
-        capability = compute_capability(self.device)
         tf32 = torch.backends.cudnn.allow_tf32 and os.environ.get("NVIDIA_TF32_OVERRIDE") != "0"
-        if self.dtype == torch.float32 and capability and capability >= AMPERE and tf32:
+        if self.dtype == torch.float32 and tf32 and has_tensor_cores(self.device, self.dtype):
             dtype += " (convolutions in TF32; NVIDIA_TF32_OVERRIDE=0 turns it off)"
         processes = f"{world_size()} processes, each on " if world_size() > 1 else ""
         return f"{processes}{describe_device(self.device)}, {dtype}, torch {torch.__version__}"
@@ -55,29 +51,26 @@ class Compute(NamedTuple):
 def make_compute(device: torch.device, dtype: str, channels_last_on_cpu: bool) -> Compute:
     """Choose the memory format in which convolutions are faster.
 
-    cuDNN's kernels for channels last use tensor cores. On a GPU without them for this dtype, they
-    are slower than those for NCHW: on a V100, a step in float32 took 2.76 s instead of 1.68 s
-    (pytorch/pytorch#44943). On a CPU it depends on the network.
+    On a GPU without tensor cores for this dtype, cuDNN's kernels for channels last are slower than
+    those for NCHW (pytorch/pytorch#44943). On a CPU it depends on the network.
     """
-    kind, capability = getattr(torch, dtype), compute_capability(device)
-    first = VOLTA if kind == torch.float16 else AMPERE
-    faster = channels_last_on_cpu if device.type == "cpu" else (capability or AMPERE) >= first
+    kind = getattr(torch, dtype)
+    faster = channels_last_on_cpu if device.type == "cpu" else has_tensor_cores(device, kind)
     return Compute(device, kind, torch.channels_last if faster else torch.contiguous_format)
 
 
-def compute_capability(device: torch.device) -> tuple[int, int] | None:
-    """Return the compute capability of an NVIDIA GPU, such as (8, 0); None for other devices."""
-    is_nvidia = device.type == "cuda" and torch.version.cuda is not None  # not an AMD GPU
-    return torch.cuda.get_device_capability(device) if is_nvidia else None
+def has_tensor_cores(device: torch.device, dtype: torch.dtype) -> bool:
+    """Return whether a GPU has tensor cores for a dtype: since Volta for float16, else Ampere."""
+    first = 7 if dtype == torch.float16 else 8
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (first, 0)
 
 
 def describe_device(device: torch.device) -> str:
     if device.type != "cuda":
         return f"{device} ({plural(torch.get_num_threads(), 'thread')})"
     about = torch.cuda.get_device_properties(device)
-    memory, driver = f"{about.total_memory / 2**30:.0f} GiB", Path("/sys/module/nvidia/version")
-    driver = f"driver {driver.read_text().strip()}, " if driver.is_file() else ""
-    return f"{device} ({about.name}, {memory}, {driver}CUDA {torch.version.cuda})"
+    memory = f"{about.total_memory / 2**30:.0f} GiB"
+    return f"{device} ({about.name}, {memory}, CUDA {torch.version.cuda})"
 
 
 def available_cores() -> int:
@@ -88,12 +81,8 @@ def available_cores() -> int:
 def select_device(name: str) -> torch.device:
     """Return the device of this process, after running a kernel on it.
 
-    Args:
-        name: `auto`, `cpu`, `cuda` or `cuda:N`. Under torchrun, `auto` and `cuda` select the GPU of
-            the local rank.
-
-    Raises:
-        UserError: there is no such device, or it does not work.
+    `name` is `auto`, `cpu`, `cuda` or `cuda:N`. Under torchrun, `auto` and `cuda` select the GPU of
+    the local rank. Raises `UserError` if there is no such device, or it does not work.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() or Path("/dev/nvidia0").exists() else "cpu"
@@ -111,8 +100,8 @@ def select_device(name: str) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         raise UserError(
             f"--device {name}: PyTorch finds {plural(torch.cuda.device_count(), 'GPU')}, but can't "
-            f"use this one ({one_line(error, 200)}); install a driver that torch "
-            f"{torch.__version__} supports, start at most one process per GPU, or use --device cpu"
+            f"use this one ({one_line(error, 200)}); install a driver for torch "
+            f"{torch.__version__}, start at most one process per GPU, or use --device cpu"
         ) from error
     return device
 
@@ -123,17 +112,13 @@ def process_group(device_name: str) -> Iterator[torch.device]:
 
     The group is not destroyed, because that waits for processes that may have failed: end the
     process with `run_script`.
-
-    Raises:
-        UserError: see `select_device`; or the environment variables are not those of torchrun.
     """
+    # Tries all algorithms for each new shape: that of full batches and of a partial last one.
+    torch.backends.cudnn.benchmark = True
     if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
         name = "SLURM_NTASKS" if "SLURM_PROCID" in os.environ else "OMPI_COMM_WORLD_SIZE"
         if (tasks := os.environ.get(name, "1")) != "1":
-            raise UserError(
-                f"{name} is {tasks}: each task would be a run of its own; start one task per node, "
-                "which runs torchrun"
-            )
+            raise UserError(f"{name} is {tasks}: start one task per node, which runs torchrun")
         yield select_device(device_name)
         return
     device = select_device(device_name)
@@ -144,8 +129,8 @@ def process_group(device_name: str) -> Iterator[torch.device]:
         dist.init_process_group(backend, store=store, rank=own, world_size=count, device_id=gpu)
     except (ValueError, KeyError) as error:
         raise UserError(
-            f"RANK and WORLD_SIZE are set, but not all of torchrun's variables are right "
-            f"({one_line(error)}); start with torchrun, or unset RANK and WORLD_SIZE"
+            f"RANK and WORLD_SIZE are set, but not all variables of torchrun ({one_line(error)}); "
+            "start with torchrun, or unset them"
         ) from error
     yield device
     dist.barrier()  # no process leaves another one in its work
@@ -210,15 +195,6 @@ def print_once(text: str) -> None:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def sum_over_processes(values: Tensor) -> Tensor:
-    """Return the elementwise sum of `values` over all processes, without modifying `values`."""
-    if not dist.is_initialized():
-        return values
-    total = values.clone()
-    dist.all_reduce(total)
-    return total
-
-
 def gather(value: object) -> list:
     """Return the values of all processes, which can be pickled, in the order of their ranks."""
     values = [value] * world_size()
@@ -232,6 +208,17 @@ def shard(count: int) -> slice:
     each, left = divmod(count, world_size())
     start = rank() * each + min(rank(), left)
     return slice(start, start + each + (rank() < left))
+
+
+def steps_per_epoch(images: int, batch_size: int) -> int:
+    """Return the number of batches, without a last one that has not an image for each process."""
+    steps, left = -(-images // batch_size), images % batch_size
+    if 0 < left < world_size():
+        steps -= 1
+        print_once(f"the last {plural(left, 'image')} of an epoch are left out")
+    if not steps:
+        raise UserError(f"{plural(images, 'image')} for {world_size()} processes; use fewer")
+    return steps
 
 
 def broadcast_buffers(model: nn.Module) -> None:

@@ -5,10 +5,13 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
+from .checkpoint import write_json
 from .command_line import UserError, plural
-from .distributed import Compute, print_once, sum_over_processes
+from .distributed import Compute, print_once, rank
+from .options import OutputConfig
 
 
 class Batch(NamedTuple):
@@ -26,24 +29,8 @@ def classifier_names(count: int) -> list[str]:
     return ["backbone", *(f"branch {i}" for i in range(1, count))]
 
 
-def correct_top1(logits: Tensor, labels: Tensor) -> Tensor:
-    """Count correct predictions of each classifier: (N,), int64.
-
-    Args:
-        logits: (N, B, K).
-        labels: (B,), or probabilities of the classes (B, K), of which the most probable counts.
-    """
-    if labels.dim() == 2:
-        labels = labels.argmax(-1)
-    return (logits.argmax(-1) == labels).sum(-1)
-
-
 def prediction_counts(logits: Sequence[Tensor], labels: Tensor) -> dict[str, Tensor]:
-    """Count correct predictions in a batch of a test.
-
-    Args:
-        logits: N tensors (B, K).
-        labels: (B,), int64.
+    """Count correct predictions of logits, N tensors (B, K), in a batch of a test.
 
     Returns:
         `top1` and `top5`, (N + 1,): correct predictions of each classifier and of the ensemble;
@@ -76,17 +63,13 @@ class Sums:
             value = value.detach().to(self._device, torch.float64)
             self._sums[name] = self._sums[name] + value if name in self._sums else value
 
-    def totals(self, all_processes: bool = True) -> dict[str, Tensor]:
-        """Return the sums on the CPU, over all processes or of this one."""
-        if not self._sums:
-            return {}
-        flat = torch.cat([value.reshape(-1) for value in self._sums.values()])
-        flat = (sum_over_processes(flat) if all_processes else flat).cpu()
-        pieces = flat.split([value.numel() for value in self._sums.values()])
-        return {
-            name: piece.view(value.shape)
-            for (name, value), piece in zip(self._sums.items(), pieces, strict=True)
-        }
+    def totals(self) -> dict[str, Tensor]:
+        """Return the sums over all processes, on the CPU."""
+        totals = {name: value.clone() for name, value in self._sums.items()}
+        if dist.is_initialized():
+            for value in totals.values():
+                dist.all_reduce(value)
+        return {name: value.cpu() for name, value in totals.items()}
 
 
 @dataclass(frozen=True)
@@ -105,30 +88,19 @@ class Scores:
     @classmethod
     def from_sums(cls, totals: dict[str, Tensor], loss_names: Sequence[str]) -> "Scores":
         """Compute the scores from sums over all images of `prediction_counts` and losses."""
-        images, not_finite = int(totals["images"]), int(totals["not_finite"])
+        images, not_finite = int(totals.pop("images")), int(totals.pop("not_finite"))
         if not_finite:
             raise UserError(
                 f"the logits are not finite for {plural(not_finite, 'image')}; use --dtype "
                 "bfloat16 or float32 instead of float16, or another checkpoint"
             )
-        top1, top5 = (
-            [100 * (images - int(correct)) / images for correct in totals[name]]
-            for name in ("top1", "top5")
-        )
-        losses, divergences = (
-            (totals[name] / images).tolist() if name in totals else None
-            for name in ("losses", "divergences")
-        )
-        return cls(
-            images,
-            top1[:-1],
-            top5[:-1],
-            top1[-1],
-            top5[-1],
-            losses and dict(zip(loss_names, losses, strict=True)),
-            divergences,
-            totals.get("confusion"),
-        )
+        confusion = totals.pop("confusion", None)
+        top1, top5 = ((100 * (images - totals.pop(k)) / images).tolist() for k in ("top1", "top5"))
+        means = {name: (total / images).tolist() for name, total in totals.items()}
+        if "losses" in means:
+            means["losses"] = dict(zip(loss_names, means["losses"], strict=True))
+        ensemble = top1.pop(), top5.pop()
+        return cls(images, top1, top5, *ensemble, **means, confusion=confusion)
 
     def by_name(self) -> dict[str, tuple[float, float]]:
         """Return the top-1 and the top-5 error of each classifier and of the ensemble."""
@@ -161,9 +133,6 @@ def evaluate(
         criterion: if given, the losses and the divergences are computed too.
         after_batch: called after each batch.
         confusion: whether to count the predictions of the backbone by class.
-
-    Raises:
-        UserError: an image can't be read, or the logits are not finite.
     """
     sums = {name: Sums(compute.device) for name in models}
     for model in models.values():
@@ -196,13 +165,34 @@ def predict(model: nn.Module, batches: Iterable[Batch], compute: Compute) -> Ten
     return torch.cat(logits).float().softmax(-1)
 
 
-def print_scores(scores: Scores, classes: Sequence[str] | None = None) -> None:
-    """Print the errors of every classifier, of their ensemble and, if named, of each class."""
-    if classes:
-        for name, error in class_errors(scores, classes).items():
-            print_once(f"{error:7.2f} %  {name}")
+def print_scores(scores: Scores) -> None:
+    """Print the errors of every classifier and of their ensemble."""
     for name, (top1, top5) in scores.by_name().items():
         print_once(f"[{name}] top-1 error {top1:.2f} %, top-5 error {top5:.2f} %")
+
+
+def report_scores(
+    scores: Scores, classes: Sequence[str], config: OutputConfig, source: object
+) -> None:
+    """Print the scores of the weights in `source`, and write them to --json."""
+    by_class = class_errors(scores, classes)
+    for name, error in by_class.items() if config.per_class else ():
+        print_once(f"{error:7.2f} %  {name}")
+    print_scores(scores)
+    names = ("top1_error", "top5_error")
+    errors = {k: dict(zip(names, pair, strict=True)) for k, pair in scores.by_name().items()}
+    content = {
+        **errors["backbone"],
+        "classifiers": errors,
+        **scores.to_dict(),
+        "class_errors": by_class,
+        "confused": confused_pairs(scores, classes),
+        "checkpoint": str(source),
+        "options": config.to_dict(),
+        "torch": torch.__version__,
+    }
+    if config.json and rank() == 0:
+        write_json(config.json, content)
 
 
 def class_errors(scores: Scores, classes: Sequence[str]) -> dict[str, float]:
@@ -225,20 +215,3 @@ def confused_pairs(scores: Scores, classes: Sequence[str], limit: int = 10) -> l
         for count, cell in zip(counts.tolist(), cells.tolist(), strict=True)
         if count
     ]
-
-
-def score_content(scores: Scores, classes: Sequence[str], **about: object) -> dict:
-    """Return scores as plain values for --json; `about` says what was tested, and how."""
-    errors = {
-        name: {"top1_error": top1, "top5_error": top5}
-        for name, (top1, top5) in scores.by_name().items()
-    }
-    return {
-        **errors["backbone"],
-        "classifiers": errors,
-        **scores.to_dict(),
-        "class_errors": class_errors(scores, classes),
-        "confused": confused_pairs(scores, classes),
-        **about,
-        "torch": torch.__version__,
-    }

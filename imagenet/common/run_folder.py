@@ -17,7 +17,7 @@ import contextlib
 import errno
 import fcntl
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sized
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -57,9 +57,7 @@ class Run:
 
 @contextlib.contextmanager
 def open_run(
-    config: TrainingConfig,
-    name: str,
-    complete: Callable[[TrainingConfig], TrainingConfig],
+    config: TrainingConfig, complete: Callable[[TrainingConfig], TrainingConfig]
 ) -> Iterator[Run]:
     """Lock the folder of a run and find the checkpoint to resume from.
 
@@ -68,13 +66,14 @@ def open_run(
 
     Args:
         config: options of the command line.
-        name: of a new folder in ./logs, if none is given.
         complete: fills in the options that were neither given nor taken from a checkpoint.
 
     Raises:
         UserError: the folder is in use or holds another run, or there is no such checkpoint.
     """
-    folder = config.save or new_folder(name)
+    if config.resume == "auto" and config.save is None:
+        raise UserError("--resume auto requires --save DIR, the folder of the run")
+    folder = config.save or new_folder(f"{config.arch}-{config.method}-seed{config.seed}")
     if config.save is None and config.checkpoint:
         folder = checkpoint_path(config.checkpoint).parent
     barrier()  # all processes have chosen it before it is created
@@ -85,7 +84,10 @@ def open_run(
         if saved:
             checkpoint.require_keys(saved, KEYS, source)
             config = from_checkpoint(config, saved["options"], source)
-        yield Run(complete(replace(config, save=folder)), folder, source, saved)
+        run = Run(complete(replace(config, save=folder)), folder, source, saved)
+        if run.is_finished:
+            print_once(f"the run of {plural(run.config.epochs, 'epoch')} is already finished")
+        yield run
 
 
 def new_folder(name: str) -> Path:
@@ -99,11 +101,7 @@ def new_folder(name: str) -> Path:
 
 @contextlib.contextmanager
 def lock_folder(folder: Path) -> Iterator[None]:
-    """Create `folder` if necessary and lock it while the block runs.
-
-    Raises:
-        UserError: the folder can't be written, or another run has locked it.
-    """
+    """Create `folder` if necessary and lock it while the block runs, or raise `UserError`."""
     created = [each for each in (folder, *folder.parents) if not each.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -135,8 +133,7 @@ def lock_folder(folder: Path) -> Iterator[None]:
 def checkpoint_to_resume(config: TrainingConfig, folder: Path) -> Path | None:
     """Return the checkpoint to resume from; None to start from scratch.
 
-    Raises:
-        UserError: there is no such checkpoint, or a run would be overwritten.
+    It is a `UserError` if there is no such checkpoint, or if a run would be overwritten.
     """
     own = folder / CHECKPOINT
     given = config.checkpoint and checkpoint_path(config.checkpoint)
@@ -160,8 +157,7 @@ def checkpoint_to_resume(config: TrainingConfig, folder: Path) -> Path | None:
 def save(run: Run, trainer: Trainer, metadata: dict, data: dict) -> None:
     """Save the run, in all processes together: none leaves before rank 0 has saved.
 
-    Raises:
-        UserError: a weight is not finite, or the file can't be written. The previous one is kept.
+    If a weight is not finite, it is a `UserError`, and the previous checkpoint is kept.
     """
     trainer.check_losses()
     sums, rng = trainer.sums.totals(), gather(generator(trainer.compute.device).get_state())
@@ -191,6 +187,12 @@ def save(run: Run, trainer: Trainer, metadata: dict, data: dict) -> None:
     barrier()
 
 
+def describe_data(classes: Sized, train: Sized, test: Sized, identity: str) -> dict:
+    """Return what tells data sets apart, for logs and checkpoints."""
+    counts = {"classes": classes, "train_images": train, "test_images": test}
+    return {name: len(each) for name, each in counts.items()} | {"identity": identity}
+
+
 def generator(device: torch.device) -> torch.Generator:
     """Return the default random generator of a device."""
     if device.type == "cuda":
@@ -201,8 +203,7 @@ def generator(device: torch.device) -> torch.Generator:
 def resume(run: Run, trainer: Trainer, steps: int, data: dict) -> None:
     """Load the checkpoint of a run into the trainer; `steps` are those of an epoch.
 
-    Raises:
-        UserError: it does not fit the network, is damaged, or is of a run on other images.
+    If it does not fit, is damaged, or is of a run on other images, it is a `UserError`.
     """
     saved, source = run.saved, run.source
     if saved["data"] != data:

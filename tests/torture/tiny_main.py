@@ -9,6 +9,5 @@ resnet.build = resnet.DKSResNet = TinyNetwork
 if __name__ == "__main__":
     import main
     from common.command_line import run_script
-    from flags import parse_evaluation
 
-    run_script(lambda: main.run(parse_evaluation()))
+    run_script(main.main)

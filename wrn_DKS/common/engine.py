@@ -1,9 +1,8 @@
 """The trainer: one training step, one training epoch, and the state that they change."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from copy import deepcopy
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -11,20 +10,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from .command_line import UserError, plural
 from .distributed import Compute, broadcast_buffers, print_once, rank, world_size, wrap_ddp
-from .evaluation import Batch, Scores, Sums, correct_top1, evaluate
+from .evaluation import Batch, Scores, Sums, evaluate
 from .logs import Progress
 from .options import TrainingConfig
 from .schedule import Schedule, derived_seed
-
-
-class TrainingBatches(Protocol):
-    """The training images of a run."""
-
-    steps: int  # in an epoch
-
-    def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
-        """Yield the batches of `epoch` (0-based) from `first_step` on."""
-        ...
 
 
 class Trainer:
@@ -52,13 +41,20 @@ class Trainer:
         compute: Compute,
     ):
         self.compute = compute
-        self.model = prepare_model(model, config.sync_bn, compute)
         self.criterion = criterion
         self.schedule = schedule
-        self.optimizer = make_sgd(self.model, config)
+        self.model = compute.place(model)
+        if config.sync_bn and compute.device.type != "cuda":
+            raise UserError(f"--sync-bn: runs on GPUs only, not on {compute.device}; leave it out")
+        if config.sync_bn and world_size() > 1:
+            self.model = nn.SyncBatchNorm.convert_sync_batchnorm(self.model)
+        # Weight decay applies to every trainable tensor, as in the released code.
+        options = {"momentum": config.momentum, "weight_decay": config.weight_decay, "fused": True}
+        self.optimizer = torch.optim.SGD(self.model.parameters(), config.lr, **options)
+        clear_momentum(self.optimizer)
         self.ema = None
         if config.ema:
-            if (steps := schedule.epochs * schedule.steps_per_epoch) * (1 - config.ema) < 1:
+            if (steps := config.epochs * schedule.steps_per_epoch) * (1 - config.ema) < 1:
                 raise UserError(
                     f"--ema {config.ema}: the run of {plural(steps, 'step')} is shorter than the "
                     "average, which would stay near the initial weights; use a lower decay"
@@ -76,18 +72,14 @@ class Trainer:
         self._micro_batches = config.grad_accumulation
         self._nonfinite_step = torch.zeros((), dtype=torch.int64, device=compute.device)
 
-    def train_epoch(
-        self, batches: TrainingBatches, progress: Progress, after_step: Callable[[], None]
-    ) -> None:
+    def train_epoch(self, batches, progress: Progress, after_step: Callable[[], None]) -> None:
         """Train from the current step to the end of the epoch.
 
         Args:
-            batches: of the run.
+            batches: their number `steps` in an epoch, and a method `epoch(epoch, first_step)` that
+                yields each `Batch` of an epoch from a step on; both count from 0.
             progress: shows the loss.
             after_step: called after each step.
-
-        Raises:
-            UserError: a loss was not finite, or an image can't be read.
         """
         first_step = self.step - self.epoch * batches.steps
         if first_step == 0:  # of dropout; a run that is resumed later has the state
@@ -143,11 +135,13 @@ class Trainer:
                 fraction = weight * (len(batch.labels) / batch.total)
                 self.scaler.scale(losses.total * (fraction * world_size())).backward()
             means.append(losses.total.detach() * weight)
-            stacked = torch.stack([each.detach() for each in logits])
+            best, target = torch.stack([each.argmax(-1) for each in logits]), labels[part]  # (N, B)
+            if target.dim() == 2:  # mixed images: of the classes, the most probable counts
+                target = target.argmax(-1)
             self.sums.add(
-                top1=correct_top1(stacked, labels[part]),
-                losses=torch.stack(losses).detach() * len(labels[part]),
-                images=torch.full_like(self._nonfinite_step, len(labels[part])),
+                top1=(best == target).sum(-1),
+                losses=torch.stack(losses).detach() * len(target),
+                images=torch.full_like(self._nonfinite_step, len(target)),
             )
         return torch.stack(means).sum()
 
@@ -167,36 +161,9 @@ class Trainer:
         return evaluate(models, batches, self.compute, self.criterion, after_batch)
 
     def finish_epoch(self) -> None:
-        """Count the epoch as finished and reset the sums for the next one."""
+        """Count the epoch, and reset the sums for the next one."""
         self.epoch += 1
         self.sums = Sums(self.compute.device)
-
-
-def prepare_model(model: nn.Module, sync_bn: bool, compute: Compute) -> nn.Module:
-    """Move a model to its device and, with `sync_bn`, synchronize its batch normalization."""
-    if sync_bn and compute.device.type != "cuda":
-        raise UserError(f"--sync-bn: runs on GPUs only, not on {compute.device}; leave it out")
-    model = compute.place(model)
-    if sync_bn and world_size() > 1:
-        return nn.SyncBatchNorm.convert_sync_batchnorm(model)
-    return model
-
-
-def make_sgd(model: nn.Module, config: TrainingConfig) -> torch.optim.SGD:
-    """Create SGD with a fused kernel where the device has one, and momentum buffers of zero.
-
-    Weight decay applies to every trainable tensor, as in the released code.
-    """
-    device = next(model.parameters()).device
-    optimizer = torch.optim.SGD(
-        model.parameters(),
-        config.lr,
-        config.momentum,
-        weight_decay=config.weight_decay,
-        fused=device.type in ("cpu", "cuda"),
-    )
-    clear_momentum(optimizer)
-    return optimizer
 
 
 def clear_momentum(optimizer: torch.optim.SGD) -> None:
@@ -234,25 +201,17 @@ def print_costs(name: str, build: Callable[[bool], nn.Module], branches: bool, s
     """Print what a network costs for inference and, if it has branches, for training.
 
     `build` returns the network, with or without branches; it is called on the meta device, which
-    uses neither memory nor random numbers. `size` is the side of an image in pixels.
+    uses neither memory nor random numbers. `size` is the side of an image in pixels. The
+    multiply-adds of convolutions and linear layers count.
     """
     for with_branches in (False, True)[: 1 + branches]:
-        parameters, multiply_adds = cost(lambda b=with_branches: build(b), size)
+        counter = FlopCounterMode(display=False)
+        with torch.device("meta"), torch.no_grad():
+            model = build(with_branches).eval()
+            with counter:
+                model(torch.empty(1, 3, size, size))
         purpose = "training, with branches" if with_branches else "inference"
         print_once(
-            f"{name} for {purpose}: {parameters:,} parameters, {multiply_adds:,} multiply-adds "
-            "per image"
+            f"{name} for {purpose}: {sum(p.numel() for p in model.parameters()):,} parameters, "
+            f"{counter.get_total_flops() // 2:,} multiply-adds per image"
         )
-
-
-def cost(build: Callable[[], nn.Module], size: int) -> tuple[int, int]:
-    """Return the parameters of a network, and its multiply-adds for an image (3, size, size).
-
-    Those of convolutions and linear layers count. `build` is called on the meta device.
-    """
-    with torch.device("meta"), torch.no_grad():
-        model = build().eval()
-        counter = FlopCounterMode(display=False)
-        with counter:
-            model(torch.empty(1, 3, size, size))
-    return sum(p.numel() for p in model.parameters()), counter.get_total_flops() // 2

@@ -5,7 +5,6 @@ import os
 import unicodedata
 import warnings
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
 from pathlib import Path
 from typing import NamedTuple
@@ -15,10 +14,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torchvision.datasets.folder import IMG_EXTENSIONS
-from tqdm import tqdm
+from tqdm.contrib.concurrent import thread_map
 
 from .command_line import UserError, one_line, plural
-from .distributed import print_once, rank
+from .distributed import print_once, rank, world_size
 
 EXTENSIONS = (*IMG_EXTENSIONS, ".jfif")
 DEBRIS = ("__MACOSX", "@eaDir", "Thumbs.db", "desktop.ini")  # of file managers, beside hidden files
@@ -54,10 +53,8 @@ class Listing(NamedTuple):
 def list_images(folder: Path) -> Listing:
     """List `folder/<class>/**/<image>`: the files of torchvision's ImageFolder, in its order.
 
-    Hidden files, and known ones of file managers, are left out.
-
-    Raises:
-        UserError: a folder is missing or can't be read, it has no classes, or a class no images.
+    Hidden files, and known ones of file managers, are left out. A missing, unreadable or empty
+    folder is a `UserError`.
     """
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; expected one with a subfolder per class")
@@ -69,21 +66,20 @@ def list_images(folder: Path) -> Listing:
     if not classes:
         raise UserError(f"{folder}: no subfolders; expected one per class, with its images")
     names: list[str] = []
-    counts, skipped = [], 0
-    for name in classes:
+    labels, skipped = [], 0
+    for label, name in enumerate(classes):
         images, others = list_class(folder / name)
         if not images:
             raise UserError(f"{folder / name}: no image in this class; add some or remove it")
         names += images
-        counts.append(len(images))
+        labels += [label] * len(images)
         skipped += others
     note = f", skipped {plural(skipped, 'other file')}" if skipped else ""
     images, found = plural(len(names), "image"), plural(len(classes), "class")
     print_once(f"{folder}: {images} of {found}{note}")
-    labels = np.repeat(np.arange(len(classes)), counts)
     start = len(os.fspath(folder))
     identity = hash_lines(name[start:] for name in names)
-    return Listing(classes, Paths(names), labels, identity)
+    return Listing(classes, Paths(names), np.array(labels), identity)
 
 
 def hash_lines(lines: Iterable[str]) -> str:
@@ -135,10 +131,8 @@ def find_test_folder(root: Path) -> Path:
 def read_rgb(path: Path) -> Image.Image:
     """Decode an image and convert it to RGB with PIL, without applying EXIF rotation.
 
-    16-bit grayscale, which PIL would clip to white, is scaled to 8 bits instead.
-
-    Raises:
-        UserError: the file can't be read or decoded; the message begins with its path.
+    16-bit grayscale, which PIL would clip to white, is scaled to 8 bits instead. A file that can't
+    be read or decoded is a `UserError`, whose message begins with the path.
     """
     try:
         # A pipe has no content then, instead of waiting for it.
@@ -155,20 +149,21 @@ def read_rgb(path: Path) -> Image.Image:
 def find_readable(paths: Sequence[Path]) -> tuple[list[Path], list[str]]:
     """Return the images among files and in folders that can be decoded, and errors of the others.
 
-    Raises:
-        UserError: none can be decoded.
+    If none can be decoded, that is a `UserError`.
     """
-    files: list[Path] = []
-    for path in paths:
-        found = sorted(path.iterdir()) if path.is_dir() else [path]
-        files += [each for each in found if each == path or is_image(each.name)]
+    if world_size() > 1:
+        raise UserError("--predict supports only one process; run it without torchrun")
     readable, errors = [], []
-    for path in files:
-        try:
-            read_rgb(path)
-            readable.append(path)
-        except UserError as error:
-            errors.append(str(error))
+    for path in paths:
+        found = (
+            [each for each in path.iterdir() if is_image(each.name)] if path.is_dir() else [path]
+        )
+        for file in sorted(found):
+            try:
+                read_rgb(file)
+                readable.append(file)
+            except UserError as error:
+                errors.append(str(error))
     if not readable:
         raise UserError(errors[0] if errors else f"{paths[0]}: no images in this folder")
     return readable, errors
@@ -216,12 +211,6 @@ def read_squares(paths: Sequence[Path], side: int, workers: int) -> Tensor:
         images[index] = torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
     hidden = None if rank() == 0 else True  # None: hidden unless there is a terminal
-    with ThreadPoolExecutor(workers) as pool:
-        try:
-            done = pool.map(read, range(len(paths)))
-            for _ in tqdm(done, "reading images", len(paths), leave=False, disable=hidden):
-                pass
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
+    about = {"desc": "reading images", "leave": False, "disable": hidden}
+    thread_map(read, range(len(paths)), max_workers=workers, **about)
     return images

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from .checkpoint import flush_to_disk, write_atomically
+from .checkpoint import flush_to_disk, write_atomically, write_json
 from .command_line import UserError, one_line
 from .distributed import print_once, rank
 from .evaluation import classifier_names
@@ -32,11 +32,7 @@ LOG = "log.jsonl"
 
 
 def read_log(path: Path) -> list[dict]:
-    """Return the records of a log. A partly written last line is ignored.
-
-    Raises:
-        UserError: a line is not a record.
-    """
+    """Return the records of a log, without a partly written last line, or raise `UserError`."""
     records = []
     for line in path.read_text("utf-8", "replace").splitlines(keepends=True):
         if not line.endswith("}\n"):
@@ -87,55 +83,35 @@ class RunLog:
             raise UserError(f"{self._path.parent} can't be written: {error.strerror}") from error
         print_once(describe(record, self._about["options"]["epochs"]))
 
-    def close(self) -> None:
-        if self._writer:
-            self._writer.close()
-
 
 def scalars(record: dict) -> dict[str, float]:
     """Return the TensorBoard scalars of an epoch by tag."""
     values = {"learning rate": record["lr"]}
     values |= {f"times/{name}": value for name, value in record["times"].items()}
+    names = classifier_names(len(record["train"]["top1_errors"]))
     for part in ("train", "test", "ema"):
         scores = record.get(part, {})
-        for name, value in (scores.get("losses") or {}).items():
-            values[f"loss {part}/{name}"] = value
+        values |= {f"loss {part}/{name}": loss for name, loss in scores.get("losses", {}).items()}
         for kind in ("top1", "top5"):
-            errors = scores.get(f"{kind}_errors", [])
-            for name, error in zip(classifier_names(len(errors)), errors, strict=True):
-                values[f"{kind} error {part}/{name}"] = error
-        divergences = scores.get("divergences") or []
-        names = classifier_names(len(divergences))
-        for teacher, row in zip(names, divergences, strict=True):
-            for student, value in zip(names, row, strict=True):
-                if student != teacher:
-                    values[f"divergence {part}/{teacher} to {student}"] = value
+            errors = zip(names, scores.get(f"{kind}_errors", ()), strict=False)
+            values |= {f"{kind} error {part}/{name}": error for name, error in errors}
+        for teacher, row in zip(names, scores.get("divergences", ()), strict=False):
+            pairs = zip(names, row, strict=True)
+            pairs = ((name, value) for name, value in pairs if name != teacher)
+            values |= {f"divergence {part}/{teacher} to {name}": value for name, value in pairs}
     return values
 
 
 def describe(record: dict, epochs: int) -> str:
     """Return a line about an epoch."""
-    train, times = record["train"], record["times"]
-    parts = [
-        f"epoch {record['epoch']}/{epochs}: lr {record['lr']:.3g}, loss "
-        f"{train['losses']['total']:.3f}, error {train['top1_errors'][0]:.2f} %"
-    ]
+    train = record["train"]
+    text = f"epoch {record['epoch']}/{epochs}: lr {record['lr']:.3g}, "
+    text += f"loss {train['losses']['total']:.3f}, error {train['top1_errors'][0]:.2f} %"
     for part in ("test", "ema"):
         if part in record:
             top1, top5 = record[part]["top1_errors"][0], record[part]["top5_errors"][0]
-            parts.append(f"{part} {top1:.2f} % (top-5 {top5:.2f} %)")
-    return f"{', '.join(parts)}, {times['images_per_s']:.0f} img/s"
-
-
-def train_record(totals: dict, loss_names: Iterable[str]) -> dict:
-    """Return the entry `train` of a record, from the sums over an epoch's images."""
-    images = float(totals["images"])
-    losses = (totals["losses"] / images).tolist()
-    return {
-        "images": round(images),
-        "losses": dict(zip(loss_names, losses, strict=True)),
-        "top1_errors": (100 - 100 * totals["top1"] / images).tolist(),
-    }
+            text += f", {part} {top1:.2f} % (top-5 {top5:.2f} %)"
+    return f"{text}, {record['times']['images_per_s']:.0f} img/s"
 
 
 def print_predictions(
@@ -143,10 +119,7 @@ def print_predictions(
 ) -> None:
     """Print the five most likely classes of each image; write them to a JSON file if it is given.
 
-    Args:
-        paths: of the images.
-        probabilities: of the classes, (N, K).
-        titles: of the classes.
+    `probabilities` of the classes, which have `titles`, are (N, K) for N images.
     """
     best = probabilities.topk(min(5, len(titles)))
     found = []
@@ -161,12 +134,6 @@ def print_predictions(
         write_json(json_path, found)
 
 
-def write_json(path: Path, content: object) -> None:
-    """Write plain values to a JSON file, atomically."""
-    text = json.dumps(content, indent=2, default=str) + "\n"
-    write_atomically(path, lambda file: file.write(text.encode("utf-8", "surrogateescape")))
-
-
 def peak_memory_mib(device: torch.device) -> float:
     """Return the peak memory of this process: allocated on the GPU, or resident on the CPU."""
     if device.type == "cuda":
@@ -178,11 +145,7 @@ def peak_memory_mib(device: torch.device) -> float:
 class Progress:
     """A bar over batches, on rank 0 in a terminal, that measures images/s and waiting for data.
 
-    Args:
-        description: for example `epoch 3/200`.
-        steps: number of batches.
-        first: number of batches that are already done.
-        every: batches between updates of the bar; by default as many as take 0.1 s.
+    It is updated after `every` batches; by default after as many as take 0.1 s.
     """
 
     def __init__(self, description: str, steps: int, first: int = 0, every: int | None = None):

@@ -5,27 +5,15 @@ resumed.
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 
-from .command_line import (
-    FIXED,
-    FREE,
-    LOCAL,
-    UserError,
-    choice,
-    finished_epochs,
-    number,
-    option,
-    plural,
-)
-from .distributed import print_once, world_size
+from .command_line import FIXED, FREE, LOCAL, UserError, choice, finished_epochs, number, option
 
 METHODS = ("baseline", "ds", "dks")
 DIRECTIONS = ("bidirectional", "top-down", "bottom-up")
-DTYPES = {name: name for name in ("float32", "bfloat16", "float16")}  # torch's name of each
-DTYPES |= {"float": "float32", "half": "float16"}
+DTYPES = {"float": "float32", "half": "float16"}  # other names
 FRACTION, AMOUNT, COUNT = number(float, 0, 1), number(float, 0), number(int, 1)
 finished_epochs.metavar = "EPOCHS"
 
@@ -36,7 +24,8 @@ run_flag, output_flag = partial(option, "run"), partial(option, "output", role=L
 
 
 def dtype_name(text: str) -> str:
-    return DTYPES[choice(*DTYPES)(text)]
+    name = choice("float32", "bfloat16", "float16", *DTYPES)(text)
+    return DTYPES.get(name, name)
 
 
 dtype_name.metavar = "DTYPE"
@@ -61,8 +50,7 @@ class DeviceConfig:
 
     def to_dict(self) -> dict:
         """Return all options as plain values, for logs and checkpoints."""
-        values = {name: value for name, value in asdict(self).items() if name != "given"}
-        return {name: plain(value) for name, value in values.items()}
+        return {name: plain(value) for name, value in vars(self).items() if name != "given"}
 
 
 # What `plain` returns, by a word in the type of the option.
@@ -72,9 +60,31 @@ PLAIN["None"] = type(None)
 
 def plain(value: object) -> object:
     """Return an option's value as JSON and checkpoints hold it."""
-    if isinstance(value, tuple):
+    if isinstance(value, tuple | list):
         return [plain(each) for each in value]
     return str(value) if isinstance(value, Path) else value
+
+
+@dataclass(frozen=True)
+class OutputConfig(DeviceConfig):
+    """The options of tests, predictions and exports in both script folders."""
+
+    per_class: bool = run_flag(False, bool, "print the error of each class too", role=LOCAL)
+    predict: Sequence[Path] = run_flag(
+        (), Path, "classify these images, or those in a folder", role=LOCAL, nargs="+"
+    )
+    export: Path | None = output_flag(
+        None, Path, "write the backbone alone: .safetensors, or any other name for torch.load"
+    )
+    json: Path | None = output_flag(None, Path, "also write the results to this file")
+
+    def check_outputs(self, created: Path | None = None) -> None:
+        """Raise `UserError` if an output file can't be written; `created` is made before it."""
+        for flag, path in (("--export", self.export), ("--json", self.json)):
+            if path and path.parent != created and not path.parent.is_dir():
+                raise UserError(f"{flag} {path}: no such folder: {path.parent}; create it first")
+            if path and (path.is_dir() or (flag == "--export" and path.exists())):
+                raise UserError(f"{flag} {path}: exists already; choose another name")
 
 
 @dataclass(frozen=True)
@@ -146,8 +156,8 @@ class TrainingConfig(DeviceConfig):
 
     def loss_options(self) -> dict:
         """Return the options of the group `method`, which are the arguments of `SynergyLoss`."""
-        names = [each.name for each in fields(self) if each.metadata.get("group") == "method"]
-        return {name: getattr(self, name) for name in names}
+        groups = {each.name: each.metadata.get("group") for each in fields(self)}
+        return {name: value for name, value in vars(self).items() if groups[name] == "method"}
 
     @property
     def checkpoint(self) -> Path | None:
@@ -160,17 +170,14 @@ def from_checkpoint(
 ) -> DeviceConfig:
     """Return the options with what was not given taken from a checkpoint.
 
-    Options that the checkpoint lacks, because it is older, have their defaults.
-
     Args:
         config: the options of the command line.
-        saved: those of the checkpoint, as `to_dict` returned them.
+        saved: those of the checkpoint, as `to_dict` returned them. An older one may lack some.
         source: the checkpoint, for messages.
         may_change: further options that may be given with another value.
 
     Raises:
-        UserError: an option that must not change is given with another value, or the checkpoint is
-            damaged.
+        UserError: an option that must not change is given with another value, or one is damaged.
     """
     saved = type(config)().to_dict() | saved
     fixed = set(config.names(FIXED)) - set(may_change)
@@ -186,19 +193,16 @@ def from_checkpoint(
             f"{source}: of a run with other options: {'; '.join(changed)}; leave these out, or "
             "start a new run in another folder"
         )
-    kept = set(config.names(FIXED, FREE)) - config.given
-    kinds = {each.name: str(each.type) for each in fields(config)}
-    for name in sorted(kept):
-        if not any(isinstance(saved[name], PLAIN[word]) for word in PLAIN if word in kinds[name]):
-            raise UserError(f"{source}: damaged, because its option {name} is {saved[name]!r:.50}")
-    return replace(config, **{name: restored(saved[name], kinds[name]) for name in kept})
-
-
-def restored(value: object, kind: str) -> object:
-    """Return the value of an option from its plain value; the reverse of `plain`."""
-    if isinstance(value, list):
-        return tuple(value)
-    return Path(value) if "Path" in kind and isinstance(value, str) else value
+    kept = {}
+    for each in fields(config):
+        if each.name in config.given or each.metadata.get("role") not in (FIXED, FREE):
+            continue
+        value, kind = saved[each.name], str(each.type)
+        if not any(isinstance(value, PLAIN[word]) for word in PLAIN if word in kind):
+            raise UserError(f"{source}: damaged, because its option {each.name} is {value!r:.50}")
+        value = Path(value) if "Path" in kind and value is not None else value
+        kept[each.name] = tuple(value) if isinstance(value, list) else value
+    return replace(config, **kept)
 
 
 def check_training(config: TrainingConfig) -> None:
@@ -214,23 +218,7 @@ def check_training(config: TrainingConfig) -> None:
                 flag = name.replace("_", "-")
                 raise UserError(f"--{flag} has no effect with {setting}; leave it out")
     if config.warmup_epochs and config.warmup_epochs >= config.epochs:
-        raise UserError(
-            f"--warmup-epochs {config.warmup_epochs:g}: the run is shorter, with --epochs "
-            f"{config.epochs}; use fewer"
-        )
-    if config.compile and config.sync_bn:
-        raise UserError(
-            "--sync-bn with --compile: it would be compiled anew for hundreds of layers; leave out "
-            "one of both"
-        )
-
-
-def warn_of_few_images(config: TrainingConfig) -> None:
-    """Print a warning if batch norm sees too few images at a time for accurate statistics."""
-    parts = config.grad_accumulation * (1 if config.sync_bn else world_size())
-    images = config.batch_size // parts
-    if images < min(16, config.batch_size):
-        print_once(
-            f"warning: batch norm sees {plural(images, 'image')} at a time, too few for accurate "
-            "statistics; increase -b, and --lr in proportion"
-        )
+        length = f"the run has {config.epochs} epochs only; use fewer"
+        raise UserError(f"--warmup-epochs {config.warmup_epochs:g}: {length}")
+    if config.compile and config.sync_bn:  # it would be compiled anew for hundreds of layers
+        raise UserError("--sync-bn with --compile is too slow; leave out one of both")

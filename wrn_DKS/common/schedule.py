@@ -14,13 +14,9 @@ from .options import TrainingConfig
 
 
 def scaled_milestones(percent: Sequence[int], epochs: int, offset: int = 0) -> tuple[int, ...]:
-    """Return milestones for another number of epochs, rounded; those outside of the run are left
-    out.
+    """Return those milestones, given in percent of the epochs, that are within the run.
 
-    Args:
-        percent: milestones in percent of the epochs.
-        epochs: of the run.
-        offset: 1 if `percent` is of epochs counted from 1, at whose start the rate decays.
+    `offset` is 1 if `percent` is of epochs counted from 1, at whose start the rate decays.
     """
     scaled = {(epochs * each + 50) // 100 - offset for each in percent}
     return tuple(sorted(each for each in scaled if 0 < each < epochs))
@@ -29,12 +25,7 @@ def scaled_milestones(percent: Sequence[int], epochs: int, offset: int = 0) -> t
 class Schedule(NamedTuple):
     """The learning rate as a function of the step. It has no state to save."""
 
-    kind: str  # `step` or `cosine`
-    lr: float  # initial learning rate, after the warm-up
-    milestones: tuple[int, ...]  # finished epochs after which `step` multiplies by `factor`
-    factor: float
-    warmup_epochs: float  # during which the learning rate rises linearly to `lr`
-    epochs: int  # of the whole run, at whose end `cosine` reaches 0
+    config: TrainingConfig
     steps_per_epoch: int
     # Whether momentum is cleared at milestones, as by the released code for CIFAR, which creates a
     # new optimizer there.
@@ -43,50 +34,38 @@ class Schedule(NamedTuple):
 
     def rate(self, step: int) -> float:
         """Return the learning rate of a step, counted from 0 over the whole run."""
-        warmup = round(self.warmup_epochs * self.steps_per_epoch)
+        config, rate = self.config, self.config.lr
+        warmup = round(config.warmup_epochs * self.steps_per_epoch)
         if step < warmup:
-            return self.lr * (step + 1) / warmup
-        if self.kind == "cosine":
-            progress = (step - warmup) / max(self.steps_per_epoch * self.epochs - warmup, 1)
-            return self.lr * 0.5 * (1 + math.cos(math.pi * progress))
-        finished, rate = step // self.steps_per_epoch, self.lr
-        for milestone in self.milestones:
+            return rate * (step + 1) / warmup
+        if config.lr_schedule == "cosine":
+            progress = (step - warmup) / max(self.steps_per_epoch * config.epochs - warmup, 1)
+            return rate * 0.5 * (1 + math.cos(math.pi * progress))
+        finished = step // self.steps_per_epoch
+        for milestone in config.milestones:
             if finished >= milestone:
-                rate *= self.factor
+                rate *= config.lr_factor
         return rate if finished else rate * self.first_epoch_factor
 
     def clears_momentum_at(self, step: int) -> bool:
         """Return whether momentum is cleared before a step."""
         epoch, in_epoch = divmod(step, self.steps_per_epoch)
-        return self.clears_momentum and in_epoch == 0 and epoch in self.milestones
+        return self.clears_momentum and in_epoch == 0 and epoch in self.config.milestones
 
     def __str__(self) -> str:
         """Describe the schedule, such as `learning rate 0.1, times 0.1 after epoch 30 of 90`."""
-        text = f"learning rate {self.lr:g}"
-        if self.warmup_epochs:
-            text += f" after {self.warmup_epochs:g} epochs of linear warm-up"
+        config, text = self.config, f"learning rate {self.config.lr:g}"
+        if config.warmup_epochs:
+            text += f" after {config.warmup_epochs:g} epochs of linear warm-up"
         if self.first_epoch_factor != 1:
-            text += f" ({self.lr * self.first_epoch_factor:g} in the first epoch)"
-        if self.kind == "cosine":
-            return f"{text}, half a cosine to 0 over {plural(self.epochs, 'epoch')}"
-        milestones = [str(each) for each in sorted(self.milestones) if each < self.epochs]
+            text += f" ({config.lr * self.first_epoch_factor:g} in the first epoch)"
+        if config.lr_schedule == "cosine":
+            return f"{text}, half a cosine to 0 over {plural(config.epochs, 'epoch')}"
+        milestones = [str(each) for each in sorted(config.milestones) if each < config.epochs]
         if not milestones:
-            return f"{text}, constant over {plural(self.epochs, 'epoch')}"
-        return f"{text}, times {self.factor:g} after epoch {', '.join(milestones)} of {self.epochs}"
-
-
-def make_schedule(config: TrainingConfig, steps_per_epoch: int, **options) -> Schedule:
-    """Return the schedule of these options; `options` are further fields of `Schedule`."""
-    return Schedule(
-        config.lr_schedule,
-        config.lr,
-        config.milestones,
-        config.lr_factor,
-        config.warmup_epochs,
-        config.epochs,
-        steps_per_epoch,
-        **options,
-    )
+            return f"{text}, constant over {plural(config.epochs, 'epoch')}"
+        text += f", times {config.lr_factor:g} after epoch {', '.join(milestones)}"
+        return f"{text} of {config.epochs}"
 
 
 def derived_seed(seed: int, *key: int) -> int:
@@ -111,7 +90,7 @@ class Mixing:
 
     def __init__(self, mixup: float, cutmix: float, num_classes: int, seed: int):
         kinds = ((v2.MixUp, mixup), (v2.CutMix, cutmix))
-        used = [kind(alpha=float(alpha), num_classes=num_classes) for kind, alpha in kinds if alpha]
+        used = [kind(alpha=alpha, num_classes=num_classes) for kind, alpha in kinds if alpha]
         self._mix = v2.RandomChoice(used) if used else None
         self._seed = seed
 
@@ -121,17 +100,11 @@ class Mixing:
     def __call__(
         self, images: Tensor, labels: Tensor, epoch: int, step: int
     ) -> tuple[Tensor, Tensor]:
-        """Mix one process's part of a batch.
+        """Mix one process's part of a batch: images (1 + B, 3, S, S) and labels (1 + B,).
 
-        Args:
-            images: (1 + B, 3, S, S), float. The first one is the image before those of this
-                process in the whole batch, or the last of the batch. So the mixed images do not
-                depend on the number of processes.
-            labels: (1 + B,), int64.
-            epoch, step: of the batch.
-
-        Returns:
-            Images (B, 3, S, S) and the probabilities of their classes (B, K), float32.
+        The first image is the one before those of this process in the whole batch, or the last. So
+        the mixed images (B, 3, S, S) do not depend on the number of processes. With them, return
+        the probabilities of their classes (B, K), float32.
         """
         with torch.random.fork_rng(devices=[]):  # torchvision draws from the CPU's generator
             torch.default_generator.manual_seed(derived_seed(self._seed, epoch, step, 1))
