@@ -47,7 +47,7 @@ def top1_error(weights: Path, data: Path) -> float:
         result = Path(folder) / "result.json"
         words = ["--evaluate", f"--resume={weights}", f"--json={result}"]
         words += [f"--dataset={dataset}", f"--dataroot={data}"]
-        wrn_dks.run(wrn_dks.parse(words))
+        wrn_dks.main(words)
         return json.loads(result.read_text())["top1_error"]
 
 

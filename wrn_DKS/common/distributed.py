@@ -69,8 +69,9 @@ def describe_device(device: torch.device) -> str:
     if device.type != "cuda":
         return f"{device} ({plural(torch.get_num_threads(), 'thread')})"
     about = torch.cuda.get_device_properties(device)
-    memory = f"{about.total_memory / 2**30:.0f} GiB"
-    return f"{device} ({about.name}, {memory}, CUDA {torch.version.cuda})"
+    memory, driver = f"{about.total_memory / 2**30:.0f} GiB", Path("/sys/module/nvidia/version")
+    driver = f"driver {driver.read_text().strip()}, " if driver.is_file() else ""
+    return f"{device} ({about.name}, {memory}, {driver}CUDA {torch.version.cuda})"
 
 
 def available_cores() -> int:

@@ -1,7 +1,7 @@
 """The options that both script folders share; each folder's `flags.py` adds its own.
 
-A Config is final after `final_config`, which takes what was not given from the checkpoint that is
-resumed.
+A Config is final after `from_checkpoint`, which takes what was not given from the checkpoint that
+is resumed.
 """
 
 from collections.abc import Sequence
