@@ -94,11 +94,14 @@ class SynergyLoss(nn.Module):
         self.label_smoothing = label_smoothing
 
     loss_names = Losses._fields
-    divergences = staticmethod(pairwise_divergences)
 
     def extra_repr(self) -> str:
-        names = ("method", "direction", "aux_weight", "synergy_weight", "label_smoothing")
-        return ", ".join(f"{name}={getattr(self, name)!r}" for name in names)
+        options = {k: v for k, v in vars(self).items() if k[0] != "_" and k != "training"}
+        return ", ".join(f"{name}={value!r}" for name, value in options.items())
+
+    def divergences(self, logits: Sequence[Tensor]) -> Tensor:
+        """Return the divergences of the synergy loss, as `pairwise_divergences` does."""
+        return pairwise_divergences(logits)
 
     def forward(self, logits: Sequence[Tensor], labels: Tensor) -> Losses:
         """Compute the losses of one batch.
@@ -120,7 +123,7 @@ class SynergyLoss(nn.Module):
         )  # (N,)
         synergy = cross_entropy.new_zeros(())
         if self.method == "dks":
-            synergy = synergy_loss(pairwise_divergences(logits), self.direction)
+            synergy = synergy_loss(self.divergences(logits), self.direction)
         backbone, branches = cross_entropy[0], cross_entropy[1:].sum()
         total = backbone + self.aux_weight * branches + self.synergy_weight * synergy
         return Losses(total, backbone, branches, synergy)

@@ -13,6 +13,8 @@ from .command_line import FIXED, FREE, LOCAL, UserError, choice, finished_epochs
 
 METHODS = ("baseline", "ds", "dks")
 DIRECTIONS = ("bidirectional", "top-down", "bottom-up")
+UNUSED = {"dks": set(), "ds": {"direction", "synergy_weight"}}  # options that a method ignores
+UNUSED["baseline"] = UNUSED["ds"] | {"aux_weight"}
 DTYPES = {"float": "float32", "half": "float16"}  # other names
 FRACTION, AMOUNT, COUNT = number(float, 0, 1), number(float, 0), number(int, 1)
 finished_epochs.metavar = "EPOCHS"
@@ -207,16 +209,13 @@ def from_checkpoint(
 
 def check_training(config: TrainingConfig) -> None:
     """Raise `UserError` if options of training contradict each other or have no effect."""
-    without_effect = {
-        "--lr-schedule cosine": ("milestones", "lr_factor"),
-        "--method baseline": ("direction", "aux_weight", "synergy_weight"),
-        "--method ds": ("direction", "synergy_weight"),
-    }
-    for setting in (f"--lr-schedule {config.lr_schedule}", f"--method {config.method}"):
-        for name in without_effect.get(setting, ()):
-            if name in config.given:
-                flag = name.replace("_", "-")
-                raise UserError(f"--{flag} has no effect with {setting}; leave it out")
+    without_effect = {f"--method {config.method}": UNUSED[config.method]}
+    if config.lr_schedule == "cosine":
+        without_effect["--lr-schedule cosine"] = {"milestones", "lr_factor"}
+    for setting, names in without_effect.items():
+        for name in sorted(names & config.given):
+            flag = name.replace("_", "-")
+            raise UserError(f"--{flag} has no effect with {setting}; leave it out")
     if config.warmup_epochs and config.warmup_epochs >= config.epochs:
         length = f"the run has {config.epochs} epochs only; use fewer"
         raise UserError(f"--warmup-epochs {config.warmup_epochs:g}: {length}")

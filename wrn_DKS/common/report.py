@@ -15,13 +15,11 @@ from typing import NamedTuple
 from .command_line import FREE, LOCAL, ArgumentParser, Incomplete, UserError, one_line
 from .evaluation import Scores
 from .logs import LOG, read_log
-from .options import METHODS, TrainingConfig
+from .options import METHODS, UNUSED, TrainingConfig
 
 NOT_FIXED = (  # options of the script folders that do not decide the result
     "dataroot data workers cache prefetch evaluate predict per_class export json val_labels".split()
 )
-UNUSED = {"dks": set(), "ds": {"direction", "synergy_weight"}}  # options a method ignores
-UNUSED["baseline"] = UNUSED["ds"] | {"aux_weight"}
 COLORS = {"baseline": "gray", "ds": "blue", "dks": "red"}  # of the first label that begins so
 OTHER_COLORS = "orange green purple brown pink olive cyan".split()
 # 0.975 quantiles of Student's t distribution with 1, 2, … 10 degrees of freedom
