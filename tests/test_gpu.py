@@ -183,7 +183,9 @@ def test_the_first_line_names_the_gpu(wrn, compute, monkeypatch):
     about = SimpleNamespace(name="NVIDIA A100", total_memory=80 * 2**30)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: about)
     monkeypatch.delenv("NVIDIA_TF32_OVERRIDE", raising=False)
-    start = "cuda:0 (NVIDIA A100, 80 GiB, CUDA 13.0), "
+    driver = SimpleNamespace(is_file=lambda: True, read_text=lambda: "580.65\n")
+    monkeypatch.setattr(wrn.distributed, "Path", lambda path: driver)
+    start = "cuda:0 (NVIDIA A100, 80 GiB, driver 580.65, CUDA 13.0), "
     assert str(compute("float32", V100)) == f"{start}float32, torch {torch.__version__}"
     assert str(compute("bfloat16", A100)) == f"{start}bfloat16, torch {torch.__version__}"
     tf32 = f"{start}float32 (convolutions in TF32; NVIDIA_TF32_OVERRIDE=0 turns it off), "
