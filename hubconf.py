@@ -40,6 +40,8 @@ def _load_module(folder, name):
 
 def _read(path):
     """Read a state dict from a checkpoint or an export, without running code from it."""
+    if path is None:
+        return {}
     path = pathlib.Path(path)
     path, *_ = *path.glob("checkpoint.pt"), *path.glob("model.safetensors"), path
     if path.suffix == ".safetensors":
@@ -68,7 +70,7 @@ def _resnet(arch, pretrained=False, branches=False, weights=None, num_classes=No
     if pretrained and (branches or weights):
         raise ValueError("pretrained weights have no branches, and exclude other weights")
     weights = _released(arch) if pretrained else weights
-    state = _read(weights) if weights else {}
+    state = _read(weights)
     num_classes = num_classes or (len(state["fc.bias"]) if state else 1000)
     if branches:
         network = _load_module("imagenet", "resnet").build(arch, True, num_classes)
@@ -101,7 +103,10 @@ def wide_resnet(depth=28, width=10, num_classes=100, dropout=0.0, branches=False
     `width` is the factor on the 16, 32 and 64 channels of the three groups, `dropout` the
     probability of dropout in each block. For the other arguments, see the module.
     """
-    module, state = _load_module("wrn_DKS", "wide_resnet"), _read(weights) if weights else {}
+    module, state = (
+        _load_module("wrn_DKS", "wide_resnet"),
+        _read(weights),
+    )
     if state:
         (depth, width), num_classes = module.network_size(state), len(state["classifier.fc.bias"])
     network = module.WideResNet if branches else module.PlainWideResNet
@@ -116,7 +121,7 @@ def cifar_resnet(depth=32, pretrained=None, num_classes=100, branches=False, wei
     """
     if pretrained:
         weights = _ROOT / "weights" / f"resnet{depth}-cifar100-{pretrained}.safetensors"
-    module, state = _load_module("wrn_DKS", "resnet"), _read(weights) if weights else {}
+    module, state = _load_module("wrn_DKS", "resnet"), _read(weights)
     if state:
         depth, num_classes = module.network_depth(state), len(state["classifier.fc.bias"])
     network = module.ResNet if branches else module.PlainResNet

@@ -20,8 +20,9 @@ from data import imagenet_synsets
 
 PROGRAM = "imagenet"  # in the metadata of a file
 WEIGHTS_FILE = "model.safetensors"  # in an exported folder; the name that timm and the Hub expect
-# Prefixes that DataParallel, DistributedDataParallel and torch.compile put before every name.
-WRAPPER_PREFIXES = re.compile(r"^(module\.|_orig_mod\.)+")
+# Prefixes that DistributedDataParallel, torch.compile and a LightningModule put before every name.
+WRAPPER_PREFIXES = re.compile(r"^(module\.|_orig_mod\.|model\.)+")
+STATE_KEYS = ("ema", "model", "state_dict", "model_state_dict")
 RELEASED = {  # Google Drive's id and the size in MiB of the authors' files
     "resnet18": ("1P5QA_uLyaqaSDUCVb0Kkg-UlvVoBJphc", 45),
     "resnet50": ("1sqhBPdzHi-X0svyBeFWEjiqveWfAohdK", 98),
@@ -64,8 +65,8 @@ def read_weights(path: Path) -> Weights:
     """Read a file of weights to the CPU without running any code in it.
 
     Accepted are files of `torch.save` and safetensors, and the folder of a run or an export. They
-    hold a state dict, either bare or under the key `ema` (preferred: averaged weights), `model` or
-    `state_dict`, with or without the prefixes of DistributedDataParallel and torch.compile.
+    hold a state dict, either bare or under one of `STATE_KEYS`, the first of which are averaged
+    weights, with or without `WRAPPER_PREFIXES`.
 
     Raises:
         UserError: the file is missing, damaged, not a checkpoint, or of the other program.
@@ -78,7 +79,7 @@ def read_weights(path: Path) -> Weights:
         raise UserError(f"{path}: weights of {metadata['program']}/; use its main.py")
     if metadata.get("arch") not in (None, *resnet.NETWORKS):
         raise UserError(f"{path}: of an unknown network, {metadata['arch']!r:.50}")
-    keys = [key for key in ("ema", "model", "state_dict") if isinstance(content.get(key), dict)]
+    keys = [key for key in STATE_KEYS if isinstance(content.get(key), dict)]
     key = next((key for key in keys if content[key]), None)
     original = content[key] if key else content
     if not any(isinstance(value, Tensor) for value in original.values()):

@@ -54,6 +54,37 @@ def test_a_checkpoint_is_flushed_before_it_replaces_the_old_one(wrn, saved, monk
     assert wrn.checkpoint.load(saved) == {"epoch": 4}
 
 
+@pytest.mark.parametrize("code", [errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP])
+def test_a_file_system_without_fsync_is_used_as_it_is(wrn, saved, monkeypatch, code):
+    def fail(descriptor):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, "fsync", fail)
+    wrn.checkpoint.save(saved, {"epoch": 4})
+    assert wrn.checkpoint.load(saved) == {"epoch": 4}
+
+
+def test_a_symbolic_link_is_written_through(wrn, tmp_path):
+    (tmp_path / "link.json").symlink_to(tmp_path / "file.json")
+    wrn.checkpoint.write_json(tmp_path / "link.json", [1])
+    assert (tmp_path / "link.json").is_symlink() and "1" in (tmp_path / "file.json").read_text()
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"<html>quota exceeded</html>", "it is a web page or a pointer of git-lfs"),
+        (b"version https://git-lfs.github.com/spec/v1", "it is a web page or a pointer of git-lfs"),
+        ({"metadata": {"program": "x"}, "format": 99}, "expected checkpoint format 2, found 99"),
+    ],
+)
+def test_files_that_say_what_they_are_are_named(wrn, tmp_path, content, reason):
+    path = tmp_path / "a.pth"
+    path.write_bytes(content) if isinstance(content, bytes) else torch.save(content, path)
+    with raises(wrn, path, reason):
+        wrn.checkpoint.load(path)
+
+
 @pytest.mark.parametrize("failing", ["write", "fsync", "replace", "torch"])
 def test_a_failed_save_keeps_the_previous_checkpoint(wrn, saved, monkeypatch, failing):
     """Also if torch's zip writer then raises an error of its own."""

@@ -193,6 +193,7 @@ def test_init_starts_from_the_backbone(main, runs, images, tmp_path, capsys):
         ("--evaluate --resume OTHER", "no weights of this program; it has the keys a"),
         ("--evaluate --resume RELEASED", "released.pt: damaged ('groups.2.0.conv0.weight')"),
         ("--json x.json", "--json has no effect without"),
+        ("--device cpu --gpu_id 0", "--gpu_id is another name of --device"),
         ("--per-class", "--per-class has no effect without"),
         ("--resume EXPORT", "not the checkpoint of a run"),
         ("--save RUN --resume auto --depth 16 --lr 1", "--depth 16 (was 10); --lr 1.0 (was 0.1)"),

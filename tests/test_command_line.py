@@ -1,7 +1,9 @@
 """Flags and their values, one-line errors, exit statuses, and the choice of device and group."""
 
+import os
 import signal
 import unittest.mock
+from pathlib import Path
 
 import pytest
 import torch.distributed as dist
@@ -20,6 +22,7 @@ def test_spellings_of_the_same_options(half):
         ("--dtype BFloat16", "dtype", "bfloat16"),
         ("--dtype half", "dtype", "float16"),
         ("--lr 1e-3", "lr", 0.001),
+        ("--save=~/x", "save", Path.home() / "x"),
     ):
         assert getattr(half.parse(half.argv("x", *words.split())), name) == value, words
 
@@ -42,6 +45,8 @@ def test_spellings_of_the_same_options(half):
         ("--batch 3", "unknown option --batch"),  # no abbreviations
         ("--qqq", "unknown option --qqq (--help"),
         ("-x 3", "unrecognized arguments: -x"),
+        ("--init=", "an empty argument ('--init='): is a variable of the shell not set?"),
+        ("–lr 0.1", "–lr begins with a typographic dash; type hyphens"),
         ("--resume auto", "requires --save"),
         ("--warmup-epochs 2", "--warmup-epochs 2"),
         ("--device xla", "--device xla: expected cpu, cuda or cuda:N"),
@@ -56,6 +61,15 @@ def test_bad_input_is_one_line(half, tmp_path, capsys, words, message):
         del argv[argv.index("--save") : argv.index("--save") + 2]
     assert message in half.error(capsys, None, argv=argv)
     assert not (tmp_path / "run").exists()
+
+
+def test_output_that_nobody_reads_does_not_end_a_computation(wrn, monkeypatch):
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, "w") as closed:
+        monkeypatch.setattr("sys.stdout", closed)
+        for _ in range(2):
+            wrn.distributed.print_once("a line")
 
 
 def test_help_shows_each_flag_and_default(half, capsys):
@@ -93,6 +107,7 @@ def test_exit_status_and_message_by_exception(wrn, capsys):
     ("variables", "message"),
     [
         ({"SLURM_NTASKS": "4", "SLURM_PROCID": "0"}, "SLURM_NTASKS is 4"),
+        ({"OMPI_COMM_WORLD_SIZE": "2"}, "OMPI_COMM_WORLD_SIZE is 2"),
         ({"RANK": "abc", "WORLD_SIZE": "2"}, "RANK and WORLD_SIZE are set"),
         ({"RANK": "0", "WORLD_SIZE": "1"}, "MASTER_ADDR"),
         ({"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "localhost"}, "MASTER_PORT"),

@@ -1,6 +1,7 @@
 """The images of imagenet/: the released pixels in tests; decoding and augmentation in training."""
 
 import io
+import os
 
 import numpy as np
 import pytest
@@ -188,3 +189,8 @@ def test_augmentation_is_a_function_of_seed_epoch_and_image(imagenet, name):
     assert torch.equal(torch.get_rng_state(), state) and len(set(found)) > 25
     torch.manual_seed(9)
     assert [augment(*key) for key in reversed([*np.ndindex(2, 2, 9)])] == found[::-1]
+
+
+def test_a_pipe_among_the_images_is_not_waited_for(imagenet, tmp_path):
+    os.mkfifo(tmp_path / "a.jpg")
+    assert "a.jpg: not an image" in refusal(imagenet, imagenet.images.read_rgb, tmp_path / "a.jpg")

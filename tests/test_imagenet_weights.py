@@ -49,7 +49,7 @@ def drop_branches(state):
     return [state.pop(name) for name in [*state] if name.startswith("branches.")] and state
 
 
-@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.module."])
+@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.module.", "model."])
 @pytest.mark.parametrize("key", ["", "model", "state_dict", "ema"])
 def test_every_form_of_a_state_dict_loads(load, network, tmp_path, capsys, prefix, key):
     state = prefixed(network.state_dict(), prefix)
