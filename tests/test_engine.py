@@ -47,6 +47,25 @@ def test_momentum_is_cleared_at_milestones_of_wrn_only(half, tmp_path):
     assert cleared == ([4, 12] if half.is_wrn else [])
 
 
+def test_each_step_has_the_rate_of_its_schedule(half, tmp_path):
+    start = half.start_of(tmp_path, "--epochs", 4, "--milestones", "1,3")
+    trainer, batch, rates = start.trainer, next(start.train.epoch(0)), []
+    for trainer.step in range(16):
+        trainer.train_step(batch)
+        rates += [trainer.optimizer.param_groups[0]["lr"]]
+    assert rates == [trainer.schedule.rate(step) for step in range(16)] and len(set(rates)) == 3
+
+
+def test_each_process_and_epoch_has_its_own_dropout(half, tmp_path, monkeypatch):
+    start, seeds = half.start_of(tmp_path), set()
+    for start.trainer.epoch, process in ((0, 0), (0, 1), (1, 0)):
+        monkeypatch.setattr(half.scripts.engine, "rank", lambda process=process: process)
+        start.trainer.step = start.trainer.epoch * start.train.steps
+        start.trainer.train_epoch(start.train, half.scripts.logs.Progress("", 1), lambda: None)
+        seeds.add(torch.initial_seed())
+    assert len(seeds) == 3
+
+
 def test_milestones_are_those_of_the_paper_or_in_proportion(wrn, imagenet):
     """In finished epochs; the paper counts epochs of CIFAR from 1."""
     for percents, offset, expected in (
