@@ -140,6 +140,4 @@ def synergy_loss(**options):
 resnet18, resnet34, resnet50, resnet101, resnet152 = (
     _entry(_resnet, f"resnet{depth}") for depth in (18, 34, 50, 101, 152)
 )
-resnext50_32x4d = _entry(_resnet, "resnext50_32x4d")
-wide_resnet50_2 = _entry(_resnet, "wide_resnet50_2")
 cifar_resnet32 = _entry(cifar_resnet, 32)

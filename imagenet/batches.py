@@ -1,6 +1,7 @@
 """Batches of this process, loaded by workers and normalized on the device."""
 
 import contextlib
+import tempfile
 import weakref
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -114,6 +115,8 @@ class TestBatches:
 
 
 def make_loader(dataset: Dataset, workers: int, device: torch.device, **options) -> DataLoader:
+    if workers and len(tempfile.gettempdir()) > 60:  # the path of a socket has 107 bytes at most
+        raise UserError(f"TMPDIR {tempfile.gettempdir()}: too long for workers; set a shorter one")
     return DataLoader(
         dataset,
         num_workers=workers,

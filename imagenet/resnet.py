@@ -31,13 +31,6 @@ class NetworkConfig(NamedTuple):
     block: type[BasicBlock] | type[Bottleneck]
     blocks: tuple[int, int, int, int]  # in layer1 to layer4, as in torchvision
     branches: tuple[BranchSpec, ...]
-    groups: int = 1  # of the 3x3 convolutions; torchvision's option of that name
-    width_per_group: int = 64  # torchvision's option of that name
-
-    def make_block(self, in_channels: int, planes: int, **options) -> nn.Module:
-        """Build a residual block; `options` are torchvision's, such as `stride`."""
-        widths = {"groups": self.groups, "base_width": self.width_per_group}
-        return self.block(in_channels, planes, **widths, **options)
 
 
 def two_branches(shallow: int, deep: int) -> tuple[BranchSpec, BranchSpec]:
@@ -54,9 +47,6 @@ NETWORKS = {
     "resnet50": NetworkConfig(Bottleneck, (3, 4, 6, 3), two_branches(3, 3)),
     "resnet101": NetworkConfig(Bottleneck, (3, 4, 23, 3), two_branches(12, 3)),
     "resnet152": NetworkConfig(Bottleneck, (3, 8, 36, 3), two_branches(18, 3)),
-    # DHM has no branches for these; theirs are those of ResNet-50, of their own blocks.
-    "resnext50_32x4d": NetworkConfig(Bottleneck, (3, 4, 6, 3), two_branches(3, 3), 32, 4),
-    "wide_resnet50_2": NetworkConfig(Bottleneck, (3, 4, 6, 3), two_branches(3, 3), 1, 128),
 }
 
 
@@ -72,13 +62,7 @@ class DKSResNet(ResNet):
     """
 
     def __init__(self, config: NetworkConfig, branches: bool = True, num_classes: int = 1000):
-        super().__init__(
-            config.block,
-            list(config.blocks),
-            num_classes,
-            groups=config.groups,
-            width_per_group=config.width_per_group,
-        )
+        super().__init__(config.block, list(config.blocks), num_classes)
         self._specs = config.branches if branches else ()
         # Built after the backbone, whose random initialization must not depend on them.
         self.branches = nn.ModuleList(Branch(config, spec, num_classes) for spec in self._specs)
@@ -131,8 +115,8 @@ def make_stage(config: NetworkConfig, in_channels: int, stage: Stage) -> nn.Sequ
     """Build a stage that starts with a block of stride 2 and a projection shortcut."""
     out_channels = stage.planes * config.block.expansion
     shortcut = nn.Sequential(conv1x1(in_channels, out_channels, 2), nn.BatchNorm2d(out_channels))
-    first = config.make_block(in_channels, stage.planes, stride=2, downsample=shortcut)
-    others = (config.make_block(out_channels, stage.planes) for _ in range(stage.blocks - 1))
+    first = config.block(in_channels, stage.planes, stride=2, downsample=shortcut)
+    others = (config.block(out_channels, stage.planes) for _ in range(stage.blocks - 1))
     return nn.Sequential(first, *others)
 
 

@@ -199,6 +199,7 @@ def test_init_starts_from_the_backbone(main, runs, images, tmp_path, capsys):
         ("--save RUN --resume auto --depth 16 --lr 1", "--depth 16 (was 10); --lr 1.0 (was 0.1)"),
         ("--width 0.1 --init OTHER --save x", "no weights of this program"),
         ("--evaluate --resume RUN --json RUN", "wrn: exists already"),
+        ("--evaluate --resume RUN --json RUN/log.jsonl", "log.jsonl: exists already"),
         ("--export EXPORT", "exists already; choose another name"),
     ],
 )

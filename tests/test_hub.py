@@ -8,7 +8,7 @@ import torchvision
 from conftest import ROOT
 from safetensors.torch import save_file
 
-IMAGENET = "resnet18 resnet34 resnet50 resnet101 resnet152 resnext50_32x4d wide_resnet50_2".split()
+IMAGENET = "resnet18 resnet34 resnet50 resnet101 resnet152".split()
 
 # A process of a project with modules of the same names, in which safetensors is not installed.
 PROJECT = """

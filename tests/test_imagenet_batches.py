@@ -203,3 +203,10 @@ def test_two_runs_that_make_the_same_cache_do_not_disturb_each_other(
     monkeypatch.setattr(imagenet.data.ImageFiles, "__getitem__", start_another)
     assert same(images(data, cache=cache), expected)
     assert os.waitpid(children[0], 0)[1] == 0
+
+
+def test_a_tmpdir_too_long_for_the_sockets_of_workers_is_refused(imagenet, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", "/" + 70 * "x")
+    make, cpu = imagenet.batches.make_loader, torch.device("cpu")
+    assert "xxx: too long for workers; set a shorter one" in refusal(imagenet, make, [], 1, cpu)
+    assert len(make([], 0, cpu)) == 0

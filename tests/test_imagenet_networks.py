@@ -7,7 +7,7 @@ from small_imagenet import shrink, vary_norms
 from torch import nn
 
 # Blocks of the stages of DHM's branches: two of the one after layer2, one of that after layer3.
-DHM = dict.fromkeys(("resnet34", "resnet50", "resnext50_32x4d", "wide_resnet50_2"), (3, 2, 3))
+DHM = dict.fromkeys(("resnet34", "resnet50"), (3, 2, 3))
 DHM |= {"resnet18": (1, 2, 2), "resnet101": (12, 2, 3), "resnet152": (18, 2, 3)}
 
 

@@ -85,7 +85,8 @@ class OutputConfig(DeviceConfig):
         for flag, path in (("--export", self.export), ("--json", self.json)):
             if path and path.parent != created and not path.parent.is_dir():
                 raise UserError(f"{flag} {path}: no such folder: {path.parent}; create it first")
-            if path and (path.is_dir() or (flag == "--export" and path.exists())):
+            replaceable = flag == "--json" and path and path.suffix == ".json" and path.is_file()
+            if path and path.exists() and not replaceable:
                 raise UserError(f"{flag} {path}: exists already; choose another name")
 
 
