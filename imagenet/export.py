@@ -133,7 +133,7 @@ def describe_training(content: dict) -> str:
     text = (
         f"{plural(data['train_images'], 'training image')} of {plural(data['classes'], 'class')}, "
         f"{plural(data['test_images'], 'test image')}; the hash of their names is "
-        f"`{data['identity']}`. {plural(content['epoch'], 'epoch')} were done by "
+        f"`{data['identity']}`. Training took {plural(content['epoch'], 'epoch')} in "
         f"{plural(content['processes'], 'process')}.\n\n| option | value |\n|---|---|"
     )
     for name in Config.names(FIXED, FREE):

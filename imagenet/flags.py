@@ -85,7 +85,10 @@ class EvaluationConfig(OutputConfig, DataConfig):
     )
     batch_size: int = run_flag(256, COUNT, "total batch size over all processes", "-b")
     arch: str | None = model_flag(
-        None, choice(*NETWORKS), f"network, if the weights do not say: {', '.join(NETWORKS)}", "-a"
+        None,
+        choice(*NETWORKS),
+        f"network (default: that of the weights, or resnet18): {', '.join(NETWORKS)}",
+        "-a",
     )
     model_path: Path | None = model_flag(
         None, Path, "checkpoint to load, the folder of a run, or an exported file or folder"
@@ -103,12 +106,10 @@ class EvaluationConfig(OutputConfig, DataConfig):
 
 def make_parser(config_class: type) -> ArgumentParser:
     """Return the parser of `train.py` or `main.py`. Released flags keep their spelling."""
+    task = "Test a network on ImageNet's validation set, classify images, or export the network."
     if config_class is Config:
-        text = "Train a ResNet with deeply-supervised knowledge synergy on a folder of images."
-        parser = build_parser(Config, "train.py", text)
-    else:
-        text = "Test a network on the ImageNet validation set, classify images, or export one."
-        parser = build_parser(EvaluationConfig, "main.py", text)
+        task = "Train a ResNet with deeply-supervised knowledge synergy on a folder of images."
+    parser = build_parser(config_class, "train.py" if config_class is Config else "main.py", task)
     # Without a default of its own, argparse would convert the marker SUPPRESS to a path.
     about = {"metavar": "DATA", "default": None, "help": "same as --data"}
     parser.add_argument("folder", type=Path, nargs="?", **about)
@@ -150,11 +151,11 @@ def parse_evaluation(argv: Sequence[str] | None = None) -> EvaluationConfig:
     given = parse_given(EvaluationConfig, argv)
     config = EvaluationConfig(**given, given=frozenset(given))
     if bool(config.model_path) == config.pretrained:
-        raise UserError("give the weights: either --model_path PATH or --pretrained")
+        raise UserError("give one source of weights: --model_path PATH or --pretrained")
     tasks = [name for name in ("data", "export", "predict") if getattr(config, name)]
     if len(tasks) != 1:
         raise UserError(
-            "give one of the folder that contains val/, --export FILE, and --predict IMAGE …"
+            "give one of these: the folder that contains val/, --export PATH, --predict IMAGE …"
         )
     unused = {"export": {"branches", "per_class", "json"}, "predict": {"branches", "per_class"}}
     for name in config.given & unused.get(tasks[0], set()):

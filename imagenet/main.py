@@ -22,6 +22,7 @@ from torch import nn
 
 from augmentation import evaluation_transform
 from batches import TestBatches
+from common import checkpoint
 from common.command_line import Incomplete, run_script
 from common.distributed import Compute, print_once, process_group, rank
 from common.evaluation import evaluate, predict, report_scores
@@ -38,7 +39,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     config = parse_evaluation(argv)
     with process_group(config.device) as device:
         weights = read_weights(config.model_path or download_released(config.arch or "resnet18"))
-        print_once(f"weights: {weights.source}{', averaged weights' * weights.averaged}")
+        kind = f"{', averaged weights' * weights.averaged}{checkpoint.progress(weights.content)}"
+        print_once(f"weights: {weights.source}{kind}")
         trained = weights.metadata
         config = replace(
             config,

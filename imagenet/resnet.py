@@ -123,8 +123,3 @@ def make_stage(config: NetworkConfig, in_channels: int, stage: Stage) -> nn.Sequ
 def build(arch: str, branches: bool = True, num_classes: int = 1000) -> DKSResNet:
     """Build a network of `NETWORKS` with random weights."""
     return DKSResNet(NETWORKS[arch], branches, num_classes)
-
-
-def backbone_state_dict(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return the part of a state dict that torchvision's ResNet has: everything but branches."""
-    return {name: value for name, value in state_dict.items() if not name.startswith("branches.")}

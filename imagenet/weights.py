@@ -42,7 +42,7 @@ class Weights:
 
     @property
     def backbone(self) -> dict[str, Tensor]:
-        return resnet.backbone_state_dict(self.state)
+        return {k: v for k, v in self.state.items() if not k.startswith("branches.")}
 
     @property
     def num_classes(self) -> int:

@@ -50,7 +50,7 @@ def test_spellings_of_the_same_options(half):
         ("--resume auto", "requires --save"),
         ("--warmup-epochs 2", "--warmup-epochs 2"),
         ("--device xla", "--device xla: expected cpu, cuda or cuda:N"),
-        ("--device cuda:9", "--device cuda:9: PyTorch finds 0 GPUs, but can't use this one ("),
+        ("--device cuda:9", "--device cuda:9 can't be used ("),
         ("--sync-bn", "--sync-bn: runs on GPUs only, not on cpu"),
         ("--lr-schedule cosine --lr-factor 0.5", "--lr-factor has no effect with"),
     ],

@@ -60,7 +60,7 @@ class Config(OutputConfig, TrainingConfig):
         min(4, available_cores()), COUNT, "threads to decode images", "-j", "--nthread", role=LOCAL
     )
     arch: str = model_flag(
-        "wrn", choice("wrn", "resnet"), "wide ResNet, or He et al.'s for CIFAR and its recipe", "-a"
+        "wrn", choice("wrn", "resnet"), "wrn: wide ResNet; resnet: He et al.'s for CIFAR", "-a"
     )
     depth: int | None = model_flag(
         None, number(int, 1, 1206), "6n + 4 of a wrn (default: 28), 6n + 2 of a resnet (32)"
@@ -69,7 +69,9 @@ class Config(OutputConfig, TrainingConfig):
         None, number(float, 0, 64), "multiplier of a wrn's channels (default: 10)"
     )
     dropout: bool = model_flag(False, bool, "dropout with probability 0.3 in each block of a wrn")
-    epochs: int | None = training_flag(None, COUNT, "(default: 200; resnet: 164)", role=FREE)
+    epochs: int | None = training_flag(
+        None, COUNT, "number of epochs (default: 200; resnet: 164)", role=FREE
+    )
     batch_size: int = training_flag(128, COUNT, "total batch size over all processes", "-b")
     lr_factor: float | None = training_flag(
         None, FRACTION, "decay factor at milestones (default: 0.2; resnet: 0.1)", "--lr_decay_ratio"
@@ -130,7 +132,9 @@ def with_recipe(config: Config) -> Config:
         raise UserError(f"{flag}: only for --arch wrn; leave it out")
     native = IMAGE_SIZES[config.dataset]
     if config.dataset != "folder" and config.image_size not in (None, native):
-        raise UserError(f"--image-size: images of {config.dataset} have {native} pixels")
+        raise UserError(
+            f"--dataset {config.dataset}: its images have {native} pixels, not {config.image_size}"
+        )
     recipe = RECIPES[config.arch] | {"image_size": native}
     config = replace(config, **{k: v for k, v in recipe.items() if getattr(config, k) is None})
     if config.milestones is None:

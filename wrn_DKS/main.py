@@ -91,7 +91,7 @@ def load_trained(config: Config) -> tuple[Config, Weights]:
     weights = load(config.checkpoint)
     other = ("dtype", "batch_size", "dataset")  # than in training
     config = with_recipe(from_checkpoint(config, weights.options, weights.source, other))
-    print_once(f"{weights.source}: {config.network_name}")
+    print_once(f"{weights.source}: {config.network_name}{weights.progress}")
     return config, weights
 
 

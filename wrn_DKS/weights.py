@@ -68,6 +68,7 @@ class Weights(NamedTuple):
     metadata: dict  # without `classes`, `mean` and `std` for a file of the release
     options: dict  # of the run; those in the metadata if it is not known
     averaged: bool  # a moving average of the weights of a run
+    progress: str  # of the run
 
     @property
     def backbone(self) -> dict[str, Tensor]:
@@ -102,7 +103,7 @@ def load(path: Path) -> Weights:
         else:
             state = content.get("ema") or content.get("model", content)
         known = {name: metadata[name] for name in NETWORK_OPTIONS if name in metadata}
-        averaged = bool(content.get("ema"))
-        return Weights(path, state, metadata, content.get("options", known), averaged)
+        averaged, progress = bool(content.get("ema")), checkpoint.progress(content)
+        return Weights(path, state, metadata, content.get("options", known), averaged, progress)
     except (KeyError, TypeError, AttributeError, IndexError) as error:
         raise UserError(f"{path}: damaged ({error}); use another copy of it") from error

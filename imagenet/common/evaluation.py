@@ -91,8 +91,8 @@ class Scores:
         images, not_finite = int(totals.pop("images")), int(totals.pop("not_finite"))
         if not_finite:
             raise UserError(
-                f"the logits are not finite for {plural(not_finite, 'image')}; use --dtype "
-                "bfloat16 or float32 instead of float16, or another checkpoint"
+                f"the logits are not finite for {plural(not_finite, 'image')}; in training, try a "
+                "lower --lr; in a test, --dtype float32 or another checkpoint"
             )
         confusion = totals.pop("confusion", None)
         top1, top5 = ((100 * (images - totals.pop(k)) / images).tolist() for k in ("top1", "top5"))
@@ -176,8 +176,10 @@ def report_scores(
 ) -> None:
     """Print the scores of the weights in `source`, and write them to --json."""
     by_class = class_errors(scores, classes)
-    for name, error in by_class.items() if config.per_class else ():
-        print_once(f"{error:7.2f} %  {name}")
+    if config.per_class:
+        print_once("top-1 error of each class:")
+        for name, error in by_class.items():
+            print_once(f"{error:7.2f} %  {name}")
     print_scores(scores)
     names = ("top1_error", "top5_error")
     errors = {k: dict(zip(names, pair, strict=True)) for k, pair in scores.by_name().items()}

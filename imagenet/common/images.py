@@ -165,7 +165,7 @@ def find_readable(paths: Sequence[Path]) -> tuple[list[Path], list[str]]:
             except UserError as error:
                 errors.append(str(error))
     if not readable:
-        raise UserError(errors[0] if errors else f"{paths[0]}: no images in this folder")
+        raise UserError(errors[0] if errors else f"{paths[0]}: no images in this folder itself")
     return readable, errors
 
 

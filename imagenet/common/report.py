@@ -123,7 +123,7 @@ def group_runs(runs: Sequence[Run]) -> dict[str, list[Run]]:
 
 
 def make_label(settings: dict, groups: Sequence[dict]) -> str:
-    """Return the method and what differs between groups of the same network."""
+    """Return the method and, unless it is long, what differs between groups of the same network."""
     words, defaults = [settings["method"]], TrainingConfig().to_dict()
     alike = [each for each in groups if each["network"] == settings["network"]]
     for name, value in settings.items():
@@ -133,7 +133,7 @@ def make_label(settings: dict, groups: Sequence[dict]) -> str:
         if differs and not is_off and name not in ("method", "epochs") and "details" not in name:
             text = f"{name} {value}" if value else f"no {name}"
             words.append(text.removeprefix("network ").removesuffix(" True"))
-    return ", ".join(words)
+    return ", ".join(words if sum(map(len, words)) <= 40 else words[:1])
 
 
 def error_table(groups: dict[str, list[Run]]) -> list[str]:

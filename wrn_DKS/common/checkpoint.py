@@ -87,7 +87,7 @@ def load(path: Path) -> dict:
             than tensors and plain values.
     """
     if not path.is_file():
-        raise UserError(f"{path}: no such file; give the path of a checkpoint")
+        raise UserError(f"{path}: no such file; give a checkpoint or the folder of a run")
     try:
         if path.suffix == ".safetensors":
             return load_safetensors(path)
@@ -160,14 +160,20 @@ def metadata_of(content: dict) -> dict:
     return found if isinstance(found, dict) else {}
 
 
+def progress(content: dict) -> str:
+    """Return how far the run of a checkpoint is: `, after 3 of 100 epochs`, say; or nothing."""
+    epochs = options.get("epochs") if isinstance(options := content.get("options"), dict) else None
+    return f", after {content.get('epoch')} of {epochs} epochs" if epochs else ""
+
+
 def require_keys(content: dict, types: dict[str, type], source: Path) -> None:
     """Raise `UserError` if a checkpoint lacks one of the keys or its value has another type."""
     for key, expected in types.items():
         if not isinstance(content.get(key), expected):
-            keys = abbreviate([str(each) for each in content], 5)
+            keys = abbreviate([str(each) for each in content])
             raise UserError(
                 f"{source}: not the checkpoint of a run: expected {expected.__name__} under the "
-                f"key {key!r}; it has {keys}"
+                f"key {key!r}; it has {keys}; to start from weights, use --init"
             )
 
 

@@ -100,8 +100,8 @@ def select_device(name: str) -> torch.device:
         (torch.ones(1, device=device) + 1).item()  # a kernel: allocating alone is not enough
     except (RuntimeError, AssertionError) as error:
         raise UserError(
-            f"--device {name}: PyTorch finds {plural(torch.cuda.device_count(), 'GPU')}, but can't "
-            f"use this one ({one_line(error, 200)}); install a driver for torch "
+            f"--device {name} can't be used ({one_line(error, 200)}); PyTorch finds "
+            f"{plural(torch.cuda.device_count(), 'GPU')}: install a driver for torch "
             f"{torch.__version__}, start at most one process per GPU, or use --device cpu"
         ) from error
     return device

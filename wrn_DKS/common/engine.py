@@ -210,8 +210,8 @@ def print_costs(name: str, build: Callable[[bool], nn.Module], branches: bool, s
             model = build(with_branches).eval()
             with counter:
                 model(torch.empty(1, 3, size, size))
-        purpose = "training, with branches" if with_branches else "inference"
         print_once(
-            f"{name} for {purpose}: {sum(p.numel() for p in model.parameters()):,} parameters, "
-            f"{counter.get_total_flops() // 2:,} multiply-adds per image"
+            f"{name}{' with branches' * with_branches}: "
+            f"{sum(each.numel() for each in model.parameters()):,} parameters, "
+            f"{counter.get_total_flops() // 2:,} multiply-adds an image"
         )

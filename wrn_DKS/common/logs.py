@@ -15,6 +15,7 @@ Errors are in percent, of the backbone, then of the branches from shallow to dee
 import json
 import resource
 import sys
+import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -65,6 +66,8 @@ class RunLog:
             from torch.utils.tensorboard import SummaryWriter  # takes seconds
 
             self._writer = SummaryWriter(folder, purge_step=step + 1)
+            # Its thread would also print the error of a full disk, which is raised in `write`.
+            threading.excepthook = lambda error: None
         except Exception as error:  # not installed, or broken in one of several ways
             print_once(f"warning: no TensorBoard events are written ({one_line(error, 150)})")
 
@@ -106,7 +109,7 @@ def describe(record: dict, epochs: int) -> str:
     """Return a line about an epoch."""
     train = record["train"]
     text = f"epoch {record['epoch']}/{epochs}: lr {record['lr']:.3g}, "
-    text += f"loss {train['losses']['total']:.3f}, error {train['top1_errors'][0]:.2f} %"
+    text += f"loss {train['losses']['total']:.3f}, error: train {train['top1_errors'][0]:.2f} %"
     for part in ("test", "ema"):
         if part in record:
             top1, top5 = record[part]["top1_errors"][0], record[part]["top5_errors"][0]

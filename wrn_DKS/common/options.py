@@ -129,7 +129,10 @@ class TrainingConfig(DeviceConfig):
         "step: decay at the milestones; cosine: half a cosine to 0",
     )
     milestones: tuple[int, ...] | None = training_flag(
-        None, finished_epochs, "finished epochs after which the rate is decayed", "--lr-milestones"
+        None,
+        finished_epochs,
+        "finished epochs after which the rate is decayed, such as 30,60",
+        "--lr-milestones",
     )
     lr_factor: float = training_flag(
         0.1, FRACTION, "decay factor at milestones", "--lr_decay_ratio"

@@ -16,7 +16,6 @@ The learning rate and the order of the images are functions of the step.
 import contextlib
 import errno
 import fcntl
-import os
 from collections.abc import Callable, Iterator, Sized
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -103,6 +102,7 @@ def new_folder(name: str) -> Path:
 def lock_folder(folder: Path) -> Iterator[None]:
     """Create `folder` if necessary and lock it while the block runs, or raise `UserError`."""
     created = [each for each in (folder, *folder.parents) if not each.exists()]
+    new = not (folder / LOCK).exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = open(folder / LOCK, "a")  # noqa: SIM115
@@ -123,7 +123,7 @@ def lock_folder(folder: Path) -> Iterator[None]:
             yield
         except BaseException:
             with contextlib.suppress(OSError):
-                if os.listdir(folder) == [LOCK]:
+                if new and not (folder / CHECKPOINT).exists():
                     (folder / LOCK).unlink()
                 for each in created:
                     each.rmdir()  # fails if it is not empty
