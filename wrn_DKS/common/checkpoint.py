@@ -91,8 +91,9 @@ def load(path: Path) -> dict:
     try:
         if path.suffix == ".safetensors":
             return load_safetensors(path)
-        harmless = [argparse.Namespace, np.dtype, np.float64, np._core.multiarray.scalar]
-        harmless += [np.dtypes.Float64DType]
+        scalar, *_ = np.float64(0).__reduce__()  # its module has another name since NumPy 2
+        harmless = [(scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
+        harmless += [argparse.Namespace, np.dtype, np.float64, np.dtypes.Float64DType]
         with warnings.catch_warnings(), torch.serialization.safe_globals(harmless):
             warnings.simplefilter("ignore")  # print nothing besides the one-line error
             content = torch.load(path, map_location="cpu", weights_only=True)
