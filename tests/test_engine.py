@@ -239,3 +239,20 @@ def test_logits_that_are_not_finite_are_an_error(wrn, scores_of):
     logits[1, 2, 0] = float("nan")
     with pytest.raises(wrn.command_line.UserError, match="not finite for 1 image;"):
         scores_of(logits, torch.zeros(6, dtype=torch.int64))
+
+
+def test_a_run_is_saved_once_in_each_interval(wrn, monkeypatch):
+    now, saves = [0.0], []
+    monkeypatch.setattr(wrn.run.time, "monotonic", lambda: now[0])
+    preemption = wrn.run.Preemption(lambda: saves.append(now[0]), 1, torch.device("cpu"), "")
+    for now[0] in (30.0, 61.0, 62.0, 100.0, 130.0):
+        preemption.save_if_due()
+    assert saves == [61.0, 130.0]
+
+
+def test_a_loss_that_was_not_finite_is_not_saved(half, tmp_path):
+    """Also if it was not looked at yet: on a GPU it is every 50 steps."""
+    trainer = half.start_of(tmp_path).trainer
+    trainer._nonfinite_step.fill_(3)
+    with pytest.raises(half.scripts.command_line.UserError, match="not finite at step 3"):
+        half.scripts.run_folder.save(None, trainer, {}, {})
