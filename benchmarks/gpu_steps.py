@@ -224,7 +224,7 @@ def time_steps(words: str, mode: str, peak_tflops: float = 0) -> tuple[str, None
     step = released_step(trainer) if mode == "released" else trainer.train_step
     costs = step_costs(partial(step, batch), DEVICE)
     text = f"{1000 * batch.total / costs['ms']:,.0f} images/s, {costs['ms']:.1f} ms a step "
-    text += f"(host {costs['host_ms']:.1f} ms), {costs['gib']:.1f} GiB"
+    text += f"(host {costs['host_ms']:.1f} ms), {costs['busy']:.0%} busy, {costs['gib']:.1f} GiB"
     if peak_tflops:
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
             trainer.model.eval()(batch.images[:1])

@@ -82,8 +82,8 @@ def timed(work: Work, device: torch.device) -> float:
 def step_costs(step: Work, device: torch.device) -> dict[str, float]:
     """Time steps after a warm-up: on a GPU for a second, on a CPU one.
 
-    Return the milliseconds of a step (`ms`), those after which the host goes on (`host_ms`), and
-    the peak memory (`gib`), on a CPU that of the process.
+    Return the `ms` of a step, the `host_ms` after which the host goes on, the fraction of time that
+    the device is `busy` by a profile, and the peak memory in `gib`, on a CPU that of the process.
     """
     is_gpu = device.type == "cuda"
     for _ in range(5 if is_gpu else 1):
@@ -95,7 +95,12 @@ def step_costs(step: Work, device: torch.device) -> dict[str, float]:
     host: list[float] = []
     for _ in range(3):  # one at a time: a full queue would make the host wait
         timed(lambda: host.append(timed(step, torch.device("cpu"))), device)
-    return {"ms": ms, "host_ms": 1000 * min(host), "gib": peak_memory_mib(device) / 1024}
+    gib = peak_memory_mib(device) / 1024  # without that of the profiler
+    with torch.profiler.profile() as profiler:
+        timed(step, device)
+    kind = f"self_{'device' if is_gpu else 'cpu'}_time_total"  # microseconds
+    busy = sum(getattr(each, kind) for each in profiler.key_averages()) / 1000 / ms
+    return {"ms": ms, "host_ms": 1000 * min(host), "gib": gib, "busy": busy}
 
 
 def training_steps(make_run: Callable[..., tuple], name: str, words: str, setup: Setup) -> None:

@@ -87,10 +87,8 @@ class SynergyLoss(nn.Module):
             raise ValueError(f"method {method!r}: expected one of {', '.join(METHODS)}")
         if direction not in DIRECTIONS:
             raise ValueError(f"direction {direction!r}: expected one of {', '.join(DIRECTIONS)}")
-        self.method = method
-        self.direction = direction
-        self.aux_weight = aux_weight
-        self.synergy_weight = synergy_weight
+        self.method, self.direction = method, direction
+        self.aux_weight, self.synergy_weight = aux_weight, synergy_weight
         self.label_smoothing = label_smoothing
 
     loss_names = Losses._fields

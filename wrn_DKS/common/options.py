@@ -30,9 +30,6 @@ def dtype_name(text: str) -> str:
     return DTYPES.get(name, name)
 
 
-dtype_name.metavar = "DTYPE"
-
-
 @dataclass(frozen=True)
 class DeviceConfig:
     """The options of every command, training or not."""
@@ -41,7 +38,7 @@ class DeviceConfig:
         "auto", str, "cpu, cuda or cuda:N; auto: a GPU if any", role=LOCAL, metavar="DEVICE"
     )
     dtype: str = run_flag(
-        "float32", dtype_name, "of the forward pass: float32, bfloat16 or float16"
+        "float32", dtype_name, "of the forward pass: float32, bfloat16 or float16", metavar="DTYPE"
     )
     given: frozenset[str] = frozenset()  # names of the options on the command line
 
