@@ -24,6 +24,7 @@ from functools import partial
 from itertools import chain
 from pathlib import Path
 
+os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # of the profiler, which would print lines
 sys.path.insert(1, str(Path(__file__).parents[1] / "wrn_DKS"))  # after the folder of this file
 
 import numpy as np
