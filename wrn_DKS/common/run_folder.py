@@ -222,8 +222,8 @@ def resume(run: Run, trainer: Trainer, steps: int, data: dict) -> None:
         trainer.scaler.load_state_dict(saved["scaler"])
         if saved["processes"] == world_size():
             generator(trainer.compute.device).set_state(saved["rng"][rank()])
-        finite = all(value.isfinite().all() for value in sums.values())
-        if not finite or {name: value.ndim for name, value in sums.items()} not in ({}, SUMS):
+        valid = all(each.dtype == torch.float64 and each.isfinite().all() for each in sums.values())
+        if not valid or {name: value.ndim for name, value in sums.items()} not in ({}, SUMS):
             raise ValueError("sums of another form")
         # The saved sums are over all processes, so only rank 0 starts from them.
         trainer.sums.add(**{name: value * (rank() == 0) for name, value in sums.items()})
