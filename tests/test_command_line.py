@@ -46,6 +46,7 @@ def test_spellings_of_the_same_options(half):
         ("--qqq", "unknown option --qqq (--help"),
         ("-x 3", "unrecognized arguments: -x"),
         ("--init=", "an empty argument ('--init='): is a variable of the shell not set?"),
+        ("--method=--", "an empty argument ('--method=--')"),
         ("–lr 0.1", "–lr begins with a typographic dash; type hyphens"),
         ("--resume auto", "requires --save"),
         ("--warmup-epochs 2", "--warmup-epochs 2"),

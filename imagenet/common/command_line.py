@@ -89,7 +89,7 @@ class ArgumentParser(argparse.ArgumentParser):
         words, used = [], {}
         for word in sys.argv[1:] if argv is None else argv:
             flag, equals, value = word.partition("=")
-            if not word or (equals and not value):
+            if not word or (equals and value in ("", "--")):  # argparse drops this
                 self.error(f"an empty argument ({word!r}): is a variable of the shell not set?")
             if not word.isascii() and unicodedata.category(word[0]) == "Pd":
                 self.error(f"{word} begins with a typographic dash; type hyphens")
