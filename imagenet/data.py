@@ -67,7 +67,7 @@ def read_pixels(path: Path) -> Tensor:
     torchvision decodes JPEGs in three quarters of PIL's time, to the same pixels. It may not be
     able to: its decoder is deprecated. PIL also reads some damaged files that it refuses.
     """
-    if path.suffix.lower() in (".jpg", ".jpeg"):
+    if path.suffix.lower() in (".jpg", ".jpeg") and path.is_file():  # not a pipe
         with contextlib.suppress(Exception):
             data = torch.from_numpy(np.fromfile(path, np.uint8))
             with Image.open(path) as image:

@@ -157,7 +157,8 @@ def parse_evaluation(argv: Sequence[str] | None = None) -> EvaluationConfig:
         raise UserError(
             "give one of these: the folder that contains val/, --export PATH, --predict IMAGE …"
         )
-    unused = {"export": {"branches", "per_class", "json"}, "predict": {"branches", "per_class"}}
+    tests_only = {"branches", "per_class", "val_labels"}
+    unused = {"export": tests_only | {"json", "image_size"}, "predict": tests_only}
     for name in config.given & unused.get(tasks[0], set()):
         flag = name.replace("_", "-")
         raise UserError(f"--{flag} has no effect with --{tasks[0]}; leave it out")

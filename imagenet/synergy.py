@@ -27,10 +27,7 @@ DIRECTIONS = {"bidirectional": torch.ne, "top-down": torch.gt, "bottom-up": torc
 
 
 def pairwise_divergences(logits: Sequence[Tensor]) -> Tensor:
-    """Return the divergences between N logits (B, K): (N, N), with KL(p_j || p_i) at [j, i].
-
-    They are means over the batch. Teachers are detached: the gradient reaches the student i only.
-    """
+    """Return KL(p_j || p_i) at [j, i] for N logits (B, K): (N, N), means over B, p_j detached."""
     log_p = torch.stack([in_float32(each) for each in logits]).log_softmax(-1)  # (N, B, K)
     students, teachers = log_p.unsqueeze(0), log_p.detach().unsqueeze(1)
     pointwise = F.kl_div(students, teachers, reduction="none", log_target=True)  # (N, N, B, K)

@@ -151,6 +151,8 @@ class Batches:
     """
 
     def __init__(self, split: Split, data: Dataset, batch_size: int, device: torch.device):
+        if (count := len(split.labels)) < world_size():
+            raise UserError(f"{plural(count, 'image')} for {world_size()} processes; use fewer")
         self.images, self.labels = split.images.to(device), split.labels.to(device)
         self.batch_size, self.device = batch_size, device
         self._mean = torch.tensor(data.mean, device=device).view(3, 1, 1) * 255
@@ -158,8 +160,8 @@ class Batches:
         self._scale = 1 / scale.clamp_min(1)  # avoids NaN for constant channels
 
     def __len__(self) -> int:
-        own = shard(len(self.labels))
-        return -(-(own.stop - own.start) * world_size() // self.batch_size)
+        own, size = shard(len(self.labels)), -(-self.batch_size // world_size())
+        return -(-(own.stop - own.start) // size)
 
     def __iter__(self) -> Iterator[Batch]:
         own, size = shard(len(self.labels)), -(-self.batch_size // world_size())

@@ -120,7 +120,7 @@ def parse(argv: Sequence[str] | None = None) -> Config:
         raise UserError("--predict can't be combined with --evaluate or --export")
     if (config.json and not task) or (config.per_class and not config.evaluate):
         flag = "--per-class" if config.per_class else "--json"
-        raise UserError(f"{flag} has no effect without --evaluate; leave it out")
+        raise UserError(f"{flag} has no effect in training; leave it out")
     config.check_outputs(created=config.save)
     return config
 

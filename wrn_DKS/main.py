@@ -52,7 +52,7 @@ def train(config: Config, device: torch.device) -> None:
             about = describe_data(data.classes, data.train.labels, data.test.labels, data.identity)
             fit(run, trainer, batches, tests, describe_network(config, data), about)
         if config.export and rank() == 0:
-            export(config.export, load(run.folder / CHECKPOINT))
+            export(config.export, load(run.source if run.is_finished else run.folder / CHECKPOINT))
 
 
 def make_trainer(

@@ -93,7 +93,7 @@ class ArgumentParser(argparse.ArgumentParser):
                 self.error(f"an empty argument ({word!r}): is a variable of the shell not set?")
             if not word.isascii() and unicodedata.category(word[0]) == "Pd":
                 self.error(f"{word} begins with a typographic dash; type hyphens")
-            if flag.startswith("--") and flag.replace("_", "-") not in flags:
+            if flag.strip("-") and flag.startswith("--") and flag.replace("_", "-") not in flags:
                 self.error(f"unknown option {flag}{hint(flag.replace('_', '-'), flags)}")
             flag = flags.get(flag.replace("_", "-"), flag)
             action = self._option_string_actions.get(flag)

@@ -143,6 +143,7 @@ class Preemption:
     def save(self) -> None:
         """Save the run, in all processes together."""
         self._agree(due=True)
+        self._steps = self._steps_left = 1  # it did not come after so many steps
         self._save()
 
     def _agree(self, due: bool) -> bool:

@@ -51,7 +51,8 @@ class Run:
 
     @property
     def is_finished(self) -> bool:
-        return self.saved is not None and self.saved["epoch"] == self.config.epochs
+        done = self.saved is not None and self.saved["epoch"] == self.config.epochs
+        return done and not self.saved["sums"]  # of a further epoch
 
 
 @contextlib.contextmanager
@@ -221,7 +222,9 @@ def resume(run: Run, trainer: Trainer, steps: int, data: dict) -> None:
             raise ValueError(f"step {step} of epoch {epoch + 1}")
         trainer.scaler.load_state_dict(saved["scaler"])
         if saved["processes"] == world_size():
-            generator(trainer.compute.device).set_state(saved["rng"][rank()])
+            state, own = saved["rng"][rank()], generator(trainer.compute.device)
+            if {len(state), len(own.get_state())} != {16, 5056}:  # one of a GPU, one of a CPU
+                own.set_state(state)
         valid = all(each.dtype == torch.float64 and each.isfinite().all() for each in sums.values())
         if not valid or {name: value.ndim for name, value in sums.items()} not in ({}, SUMS):
             raise ValueError("sums of another form")
@@ -240,7 +243,5 @@ def resume(run: Run, trainer: Trainer, steps: int, data: dict) -> None:
         )
     print_once(f"resumed from {source}: {done} done")
     if saved["processes"] != world_size():
-        print_once(
-            f"note: {plural(saved['processes'], 'process')} before, {world_size()} now; this "
-            "changes the statistics of batch norm, and with them the results"
-        )
+        processes = f"{plural(saved['processes'], 'process')} before, {world_size()} now"
+        print_once(f"note: {processes}; this changes the statistics of batch norm, and the results")

@@ -3,7 +3,6 @@
 import hashlib
 import os
 import unicodedata
-import warnings
 from collections.abc import Iterable, Sequence
 from io import BytesIO
 from pathlib import Path
@@ -171,8 +170,9 @@ def find_readable(paths: Sequence[Path]) -> tuple[list[Path], list[str]]:
 
 def decode_rgb(data: bytes) -> Image.Image:
     """Decode the content of an image file; see `read_rgb`."""
-    bomb = Image.DecompressionBombWarning
-    with warnings.catch_warnings(action="error", category=bomb), Image.open(BytesIO(data)) as image:
+    with Image.open(BytesIO(data)) as image:
+        if image.width * image.height > Image.MAX_IMAGE_PIXELS:  # PIL only warns
+            raise ValueError(f"Image size ({image.width * image.height} pixels)")
         is_png16 = image.mode == "I" and image.format == "PNG"  # in some versions of PIL
         if image.mode.startswith("I;16") or is_png16:
             gray = np.asarray(image).astype(np.float64) / 257  # 65535 / 255

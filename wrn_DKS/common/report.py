@@ -18,7 +18,7 @@ from .logs import LOG, read_log
 from .options import METHODS, UNUSED, TrainingConfig
 
 NOT_FIXED = (  # options of the script folders that do not decide the result
-    "dataroot data workers cache prefetch evaluate predict per_class export json val_labels".split()
+    "dataroot data workers cache evaluate predict per_class export json val_labels".split()
 )
 COLORS = {"baseline": "gray", "ds": "blue", "dks": "red"}  # of the first label that begins so
 OTHER_COLORS = "orange green purple brown pink olive cyan".split()
