@@ -256,3 +256,19 @@ def test_a_loss_that_was_not_finite_is_not_saved(half, tmp_path):
     trainer._nonfinite_step.fill_(3)
     with pytest.raises(half.scripts.command_line.UserError, match="not finite at step 3"):
         half.scripts.run_folder.save(None, trainer, {}, {})
+
+
+def test_after_a_save_the_processes_agree_at_the_next_step(wrn, monkeypatch):
+    """Their next interval is measured anew: the save did not come after a whole one."""
+    now, agreed = [0.0], []
+    monkeypatch.setattr(wrn.run.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(wrn.run, "world_size", lambda: 2)
+    monkeypatch.setattr(wrn.run.dist, "all_reduce", lambda *_: agreed.append(now[0]))
+    preemption = wrn.run.Preemption(lambda: None, 60, torch.device("cpu"), "")
+    for step in range(1, 101):
+        now[0] += 0.3
+        preemption.save_if_due()
+        if step % 20 == 0:
+            preemption.save()
+    gaps = [later - earlier for earlier, later in zip(agreed, agreed[1:], strict=False)]
+    assert max(gaps) < 4
