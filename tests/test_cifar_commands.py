@@ -58,7 +58,8 @@ def test_the_logged_errors_are_evaluated(main, run, images, tmp_path, capsys, fo
     if form not in words:
         words[form] = f"--resume {tmp_path}/x{form}"
         assert main("--resume", run, "--export", f"{tmp_path}/x{form}") == 0
-    capsys.readouterr()
+        averaged = "backbone (averaged weights) to " in capsys.readouterr().out
+        assert averaged == (run.name == "resnet")  # which has --ema
     assert main("--evaluate --dataroot", images, words[form]) == 0
     scores = last_scores(run)
     pairs = [*zip(scores["top1_errors"], scores["top5_errors"], strict=True)]
