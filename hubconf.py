@@ -103,10 +103,7 @@ def wide_resnet(depth=28, width=10, num_classes=100, dropout=0.0, branches=False
     `width` is the factor on the 16, 32 and 64 channels of the three groups, `dropout` the
     probability of dropout in each block. For the other arguments, see the module.
     """
-    module, state = (
-        _load_module("wrn_DKS", "wide_resnet"),
-        _read(weights),
-    )
+    module, state = _load_module("wrn_DKS", "wide_resnet"), _read(weights)
     if state:
         (depth, width), num_classes = module.network_size(state), len(state["classifier.fc.bias"])
     network = module.WideResNet if branches else module.PlainWideResNet

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset, default_collate, get_worker_info
 
 from augmentation import RandomArea, RandomCrop, ignore_signals
-from common.command_line import UserError, plural
+from common.command_line import UserError
 from common.distributed import Compute, shard, steps_per_epoch, world_size
 from common.evaluation import Batch
 from common.schedule import Mixing, derived_seed
@@ -98,10 +98,7 @@ class TestBatches:
     """
 
     def __init__(self, dataset: Dataset, batch_size: int, workers: int, compute: Compute):
-        count = len(dataset)
-        if count < world_size():
-            raise UserError(f"{plural(count, 'image')} for {world_size()} processes; use fewer")
-        part = Subset(dataset, range(*shard(count).indices(count)))
+        part = Subset(dataset, range(*shard(len(dataset)).indices(len(dataset))))
         size = -(-batch_size // world_size())
         self._compute = compute
         self._loader = make_loader(part, workers, compute.device, batch_size=size)

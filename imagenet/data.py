@@ -97,8 +97,8 @@ def find_image_sets(config: Config) -> ImageSets:
         UserError: a folder is missing or empty, there is only one class, or a class of the test
             images is not one of `train`.
     """
-    train = list_images(config.data / "train")
     test = list_test_images(config.data, config.val_labels)
+    train = list_images(config.data / "train")
     check_classes(train.classes, test.classes, config.data)
     labels, size = class_indices(test, train.classes, len(train.classes)), config.image_size
     if config.augmentation == "crop":

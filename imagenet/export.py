@@ -14,7 +14,7 @@ from common.logs import LOG, read_log
 from flags import Config
 from weights import PROGRAM, WEIGHTS_FILE, Weights, build_network
 
-FILE_SUFFIXES = (".pth", ".pt", ".safetensors")
+FILE_SUFFIXES = (".pth", ".pt", ".bin", ".safetensors")
 
 
 def export(weights: Weights, arch: str, image_size: int | None, path: Path) -> None:

@@ -99,8 +99,8 @@ class EvaluationConfig(OutputConfig, DataConfig):
     export: Path | None = output_flag(
         None,
         Path,
-        "write the backbone: to a file that ends in .pth, .pt or .safetensors, or to a new folder "
-        "for timm and the Hugging Face Hub, with a model card",
+        "write the backbone: to a file that ends in .pth, .pt, .bin or .safetensors, or to a new "
+        "folder for timm and the Hugging Face Hub, with a model card",
     )
 
 

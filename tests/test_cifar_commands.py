@@ -202,6 +202,7 @@ def test_init_starts_from_the_backbone(main, runs, images, tmp_path, capsys):
         ("--evaluate --resume RUN --json RUN", "wrn: exists already"),
         ("--evaluate --resume RUN --json RUN/log.jsonl", "log.jsonl: exists already"),
         ("--export EXPORT", "exists already; choose another name"),
+        ("--export a.onnx", "--export a.onnx: not in this format; use torch.onnx on an export"),
     ],
 )
 def test_errors_of_use(main, runs, words, says, tmp_path, monkeypatch, capsys):

@@ -2,7 +2,9 @@
 
 import os
 import signal
+import socket
 import unittest.mock
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -122,6 +124,23 @@ def test_an_environment_of_another_launcher_is_refused(
         monkeypatch.setenv(name, value)
     assert message in half.error(capsys, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_port_in_use_is_named(half, tmp_path, monkeypatch, capsys):
+    with socket.socket() as other:
+        other.bind(("localhost", 0))
+        other.listen()
+        port = str(other.getsockname()[1])
+        group = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": port}
+        for name, value in group.items():
+            monkeypatch.setenv(name, value)
+        error = half.error(capsys, tmp_path / "run")
+    assert f"port: {port}" in error and "free the port in MASTER_PORT" in error
+
+
+def test_a_training_outside_the_main_thread_runs_without_signal_handlers(half, tmp_path):
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(half.train, tmp_path, "--epochs", 1).result() == 0
 
 
 @pytest.mark.parametrize("late", [False, True])

@@ -78,7 +78,7 @@ def test_timm_has_the_names_and_resizes_to_the_same_side_at_every_size(imagenet)
     assert all(map(timm.is_model, imagenet.resnet.NETWORKS))
 
 
-@pytest.mark.parametrize("name", ["a", "a.pth"])
+@pytest.mark.parametrize("name", ["a", "a.pth", "a.bin"])
 def test_an_export_is_written_completely_or_not_at_all(imagenet, weights, tmp_path, name):
     arguments = (imagenet.export.export, weights, "resnet18", 40, tmp_path / name)
     with full_disk():

@@ -112,8 +112,9 @@ def test_test_images_are_in_val_or_valid_or_test_and_may_lack_classes(
         sets = find_sets(tmp_path)
         assert sets.classes == ["cat", "dog", "eel"] and [each for _, each in sets.test] == [0, 2]
         assert {path.parts[-3] for path in sets.test.paths} == {name}
-    message = refusal(imagenet, find, tmp_path / "val", None)
-    assert f"; give its parent, {tmp_path}; " in message
+    for name in ("val", "train"):
+        message = refusal(imagenet, find_sets, tmp_path / name)
+        assert f"; give its parent, {tmp_path}; " in message
 
 
 def test_many_files_are_listed_as_fast_as_by_torchvision(imagenet, tmp_path):

@@ -1,6 +1,8 @@
 """The log of a run: records, TensorBoard scalars, what is printed; and the report of runs."""
 
+import json
 import shutil
+import subprocess
 import sys
 from statistics import mean, stdev
 
@@ -34,9 +36,36 @@ def test_a_record_says_what_was_trained_and_how_well(half, tmp_path, monkeypatch
     assert last["test"]["images"] == 5 and len(last["test"]["divergences"]) == 3
     assert last["options"]["ema"] == 0.5 and last["data"]["train_images"] == 13
     assert last["software"]["processes"] == 1 and last["network"]["program"]
+    assert last["software"]["code"] == half.scripts.logs.code_version(half.scripts.path)
     (line,) = [each for each in capsys.readouterr().out.splitlines() if "epoch 3/3" in each]
     errors = [last[part]["top1_errors"][0] for part in ("train", "test", "ema")]
     assert all(f"{error:.2f} %" in line for error in errors)
+
+
+def test_the_code_version_changes_with_the_python_files_of_the_folder(wrn, tmp_path, monkeypatch):
+    def git(*words):
+        who = ["-c", "user.name=a", "-c", "user.email=a@b.c"]
+        subprocess.run(["git", "-C", tmp_path, *who, *words], check=True, capture_output=True)
+
+    folder, versions = tmp_path / "code", []
+    version = wrn.logs.code_version
+    (folder / "common").mkdir(parents=True)
+    for name in ("code/common/a.py", "code/notes.md", "other.py"):
+        (tmp_path / name).write_text("old")
+    assert version(folder) is None
+    git("init", "-q")
+    assert version(folder) is None
+    for name in ("code/common/a.py", "code/common/a.py", "code/notes.md", "other.py"):
+        git("add", ".")
+        git("commit", "-q", "-m", "a commit", "--allow-empty")
+        versions.append(version(folder))
+        (tmp_path / name).write_text(f"new {len(versions)}")
+        versions.append(version(folder))
+    one, changed, two, changed_again, three, *same = versions
+    assert len({one, changed, two, changed_again, three}) == 5 and set(same) == {three}
+    assert len(one) == 12 and changed.startswith(f"{one}+") and changed_again.startswith(f"{two}+")
+    monkeypatch.setenv("PATH", "")
+    assert version(folder) is None
 
 
 def test_tensorboard_shows_each_epoch_once_also_after_a_restart(half, tmp_path, monkeypatch):
@@ -153,6 +182,17 @@ def test_other_runs_are_not_averaged(runs, report, one, other, labels):
     assert {label: row[0] for label, row in rows.items() if label[:1] == "d"} == dict.fromkeys(
         labels, "1"
     )
+
+
+def test_runs_of_different_code_are_not_averaged(runs, report, tmp_path):
+    for seed, code in (("1", None), ("2", "a1"), ("3", "a1")):
+        path = tmp_path / seed / "log.jsonl"
+        path.parent.mkdir()
+        record = records(runs / "dks" / seed)[-1]
+        record["software"]["code"] = code
+        path.write_text(json.dumps(record) + "\n")
+    rows = report(tmp_path)[0]
+    assert rows["dks"][0] == "1" and rows["dks, code a1"][0] == "2"
 
 
 def test_folders_and_logs_that_are_no_runs_are_one_line(runs, report, tmp_path):

@@ -151,21 +151,18 @@ class Batches:
     """
 
     def __init__(self, split: Split, data: Dataset, batch_size: int, device: torch.device):
-        if (count := len(split.labels)) < world_size():
-            raise UserError(f"{plural(count, 'image')} for {world_size()} processes; use fewer")
         self.images, self.labels = split.images.to(device), split.labels.to(device)
         self.batch_size, self.device = batch_size, device
+        self._own, self._size = shard(len(split.labels)), -(-batch_size // world_size())
         self._mean = torch.tensor(data.mean, device=device).view(3, 1, 1) * 255
         scale = torch.tensor(data.std, device=device).view(3, 1, 1) * 255
         self._scale = 1 / scale.clamp_min(1)  # avoids NaN for constant channels
 
     def __len__(self) -> int:
-        own, size = shard(len(self.labels)), -(-self.batch_size // world_size())
-        return -(-(own.stop - own.start) // size)
+        return -(-(self._own.stop - self._own.start) // self._size)
 
     def __iter__(self) -> Iterator[Batch]:
-        own, size = shard(len(self.labels)), -(-self.batch_size // world_size())
-        parts = self.images[own].split(size), self.labels[own].split(size)
+        parts = (each[self._own].split(self._size) for each in (self.images, self.labels))
         for images, labels in zip(*parts, strict=True):
             yield Batch(self.normalize(images), labels, len(labels) * world_size())
 

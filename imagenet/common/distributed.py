@@ -128,10 +128,10 @@ def process_group(device_name: str) -> Iterator[torch.device]:
         store, own, count = next(dist.rendezvous("env://"))
         store, backend = fresh_store(store, own, count), "nccl" if gpu else "gloo"
         dist.init_process_group(backend, store=store, rank=own, world_size=count, device_id=gpu)
-    except (ValueError, KeyError) as error:
+    except (ValueError, KeyError, dist.DistNetworkError) as error:
         raise UserError(
-            f"RANK and WORLD_SIZE are set, but not all variables of torchrun ({one_line(error)}); "
-            "start with torchrun, or unset them"
+            f"RANK and WORLD_SIZE are set, but no process group starts ({one_line(error, 150)}); "
+            "start with torchrun, free the port in MASTER_PORT, or unset them"
         ) from error
     yield device
     dist.barrier()  # no process leaves another one in its work
@@ -205,7 +205,12 @@ def gather(value: object) -> list:
 
 
 def shard(count: int) -> slice:
-    """Return this process's contiguous part of `count` items; part sizes differ by at most 1."""
+    """Return this process's contiguous part of `count` images; part sizes differ by at most 1.
+
+    If there are fewer images than processes, it is a `UserError`.
+    """
+    if count < world_size():
+        raise UserError(f"{plural(count, 'image')} for {world_size()} processes; use fewer")
     each, left = divmod(count, world_size())
     start = rank() * each + min(rank(), left)
     return slice(start, start + each + (rank() < left))
@@ -213,12 +218,11 @@ def shard(count: int) -> slice:
 
 def steps_per_epoch(images: int, batch_size: int) -> int:
     """Return the number of batches, without a last one that has not an image for each process."""
+    shard(images)  # checks that there are enough
     steps, left = -(-images // batch_size), images % batch_size
     if 0 < left < world_size():
         steps -= 1
         print_once(f"the last {plural(left, 'image')} of an epoch are left out")
-    if not steps:
-        raise UserError(f"{plural(images, 'image')} for {world_size()} processes; use fewer")
     return steps
 
 

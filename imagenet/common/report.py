@@ -99,6 +99,7 @@ def read_settings(record: dict) -> dict:
     epoch, epochs = record["epoch"], options["epochs"]
     known["epochs"] = f"{epoch}" if epoch == epochs else f"{epoch} of {epochs}"
     known |= {"network details": record["network"], "data details": record["data"]}
+    known["code"] = record.get("software", {}).get("code")
     left_out = {"arch", "depth", "width", "dataset", "seed", *NOT_FIXED, *known}
     left_out |= {*TrainingConfig.names(FREE, LOCAL), *UNUSED.get(options["method"], ())}
     return known | {name: value for name, value in options.items() if name not in left_out}

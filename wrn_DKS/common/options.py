@@ -83,6 +83,8 @@ class OutputConfig(DeviceConfig):
             if path and path.parent != created and not path.parent.is_dir():
                 raise UserError(f"{flag} {path}: no such folder: {path.parent}; create it first")
             replaceable = flag == "--json" and path and path.suffix == ".json" and path.is_file()
+            if path and path.suffix == ".onnx":
+                raise UserError(f"{flag} {path}: not in this format; use torch.onnx on an export")
             if path and path.exists() and not replaceable:
                 raise UserError(f"{flag} {path}: exists already; choose another name")
 

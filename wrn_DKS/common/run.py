@@ -1,9 +1,11 @@
 """The life of a training run: start or resume, epochs, save at intervals, stop after a signal."""
 
 import signal
+import threading
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -12,7 +14,7 @@ from .command_line import Interrupted
 from .distributed import print_once, rank, world_size
 from .engine import Trainer
 from .evaluation import Batch, Scores, print_scores
-from .logs import Progress, RunLog, peak_memory_mib
+from .logs import Progress, RunLog, code_version, peak_memory_mib
 from .run_folder import Run, resume, save
 
 AGREE_S = 3.0  # between two times at which the processes agree whether to stop
@@ -41,12 +43,10 @@ def fit(
         resume(run, trainer, train.steps, data)
     network = {name: value for name, value in metadata.items() if name != "classes"}
     network["parameters"] = sum(each.numel() for each in trainer.model.parameters())
-    about = {
-        "options": config.to_dict(),
-        "network": network,
-        "data": data,
-        "software": {"compute": str(trainer.compute), "processes": world_size()},
-    }
+    software = {"compute": str(trainer.compute), "processes": world_size()}
+    software["code"] = code_version(Path(__file__).parents[1])
+    options = config.to_dict()
+    about = {"options": options, "network": network, "data": data, "software": software}
     log = RunLog(run.folder, about, trainer.epoch, trainer.step) if rank() == 0 else None
     how = "again" if config.resume == "auto" else f"with --save {run.folder} --resume auto"
     write = partial(save, run, trainer, metadata, data)
@@ -115,6 +115,8 @@ class Preemption:
         self._previous: dict = {}
 
     def __enter__(self) -> "Preemption":
+        if threading.current_thread() is not threading.main_thread():
+            return self  # Python allows signal handlers in the main thread only
         numbers = [signal.SIGINT, signal.SIGTERM]
         if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # which nohup ignores
             numbers.append(signal.SIGHUP)
