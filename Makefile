@@ -41,7 +41,7 @@ torture: .venv/development
 gpu-check: .venv/runtime
 	$(BIN)/python benchmarks/gpu.py --json gpu-check.json
 
-verify: .venv/development
+verify: .venv/runtime
 	$(BIN)/python study/verify.py $(CIFAR100)
 
 sync:

@@ -18,7 +18,7 @@ import sys
 import torch
 import torchvision
 
-dependencies = ["torch", "torchvision"]  # pretrained weights also need gdown or safetensors
+dependencies = ["torch", "torchvision"]  # and gdown or safetensors for weights
 
 _ROOT = pathlib.Path(__file__).resolve().parent
 _RELEASED = {  # Google Drive's id of the authors' files

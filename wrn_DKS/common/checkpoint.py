@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
+import safetensors.torch
 import torch
 from torch import Tensor, nn
 
@@ -122,9 +123,7 @@ def load(path: Path) -> dict:
 
 def load_safetensors(path: Path) -> OrderedDict[str, Tensor]:
     """Load a safetensors file as a state dict, with its metadata like one of `save_weights`."""
-    from safetensors import safe_open  # optional
-
-    with safe_open(path, "pt") as file:
+    with safetensors.safe_open(path, "pt") as file:
         state = OrderedDict((name, file.get_tensor(name)) for name in file.keys())  # noqa: SIM118
         text = (file.metadata() or {}).get(METADATA_KEY, "{}")
     state._metadata = {METADATA_KEY: json.loads(text)}
@@ -145,11 +144,7 @@ def save_weights(path: Path, state: dict[str, Tensor], metadata: dict) -> None:
         state._metadata = {METADATA_KEY: metadata}
         save(path, state)
         return
-    try:
-        from safetensors.torch import save as to_bytes
-    except ImportError as error:
-        raise UserError(f"{path}: {error}; install safetensors with pip") from error
-    content = to_bytes(state, {"format": "pt", METADATA_KEY: json.dumps(metadata)})
+    content = safetensors.torch.save(state, {"format": "pt", METADATA_KEY: json.dumps(metadata)})
     write_atomically(path, lambda file: file.write(content))
 
 
