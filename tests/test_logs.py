@@ -193,6 +193,8 @@ def test_runs_of_different_code_are_not_averaged(runs, report, tmp_path):
         path.write_text(json.dumps(record) + "\n")
     rows = report(tmp_path)[0]
     assert rows["dks"][0] == "1" and rows["dks, code a1"][0] == "2"
+    out = report(tmp_path, runs / "baseline")[1]  # a new method beside an older baseline
+    assert "| dks, code a1 − baseline" in out and "| dks − " not in out
 
 
 def test_folders_and_logs_that_are_no_runs_are_one_line(runs, report, tmp_path):

@@ -157,17 +157,18 @@ def error_table(groups: dict[str, list[Run]]) -> list[str]:
 def difference_table(groups: dict[str, list[Run]]) -> list[str]:
     """Return a title, the table of paired differences to the baseline, and a note, if any."""
     rows = [["runs", "seeds", "difference", "95 % interval"]]
-    blank = dict.fromkeys(("method", "data", "network details", *UNUSED["baseline"]))
-    baselines = [group for group in groups.values() if group[0].settings["method"] == "baseline"]
+    blank = dict.fromkeys(("method", "data", "network details", "code", *UNUSED["baseline"]))
+    baselines = {k: v for k, v in groups.items() if v[0].settings["method"] == "baseline"}
     for label, group in groups.items():
-        for baseline in baselines:
+        for name, baseline in baselines.items():
             both = [{run.seed: run.errors["test error"] for run in g} for g in (group, baseline)]
             pairs = [[each[seed] for each in both] for seed in both[0] if seed in both[1]]
             alike = baseline[0].settings | blank == group[0].settings | blank
-            if alike and group not in baselines and len(pairs) > 1:
+            if alike and label not in baselines and len(pairs) > 1:
                 center, half = paired_difference(*zip(*pairs, strict=True))
                 interval = f"{center - half:+.2f} to {center + half:+.2f}"
-                rows.append([label, str(len(pairs)), f"{center:+.2f}", interval])
+                cells = [str(len(pairs)), f"{center:+.2f}", interval]
+                rows.append([f"{label} − {name}", *cells])
     title = "Difference to the baseline: top-1 test error, in percentage points"
     note = "Mean difference of runs with the same seed, and its interval by Student's t."
     return [title, markdown(rows), note] if len(rows) > 1 else []
