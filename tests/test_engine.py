@@ -234,6 +234,17 @@ def test_scores_are_those_of_their_definitions(wrn, scores_of, count):
     assert matrix[names.index(worst["class"]), names.index(worst["predicted"])] == matrix.max()
 
 
+def test_of_equal_logits_the_first_class_counts(scores_of):
+    """They are frequent in bfloat16; the errors and the confusion must say the same."""
+    logits = torch.randint(3, (1, 500, 100), generator=torch.Generator().manual_seed(0))
+    labels = torch.arange(500) % 100
+    first = logits[0].numpy().argmax(1)  # NumPy's definition
+    for dtype in (torch.bfloat16, torch.float32):
+        scores = scores_of(logits.to(dtype), labels)
+        assert scores.top1_errors == pytest.approx([100 * (first != labels.numpy()).mean()])
+        assert scores.confusion.diagonal().sum() == (first == labels.numpy()).sum()
+
+
 def test_logits_that_are_not_finite_are_an_error(wrn, scores_of):
     logits = torch.zeros(2, 6, 3)
     logits[1, 2, 0] = float("nan")

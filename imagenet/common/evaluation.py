@@ -40,11 +40,11 @@ def prediction_counts(logits: Sequence[Tensor], labels: Tensor) -> dict[str, Ten
     # A single classifier is ranked by its logits: softmax can round them to equal probabilities.
     ensemble = stacked.softmax(-1).mean(0, keepdim=True) if len(stacked) > 1 else stacked
     scores = torch.cat([stacked, ensemble])  # (N + 1, B, K)
-    best = scores.topk(min(5, scores.shape[-1])).indices  # (N + 1, B, 5)
-    hits = best == labels[:, None]
+    five = scores.topk(min(5, scores.shape[-1])).indices  # (N + 1, B, 5)
     return {
-        "top1": hits[..., 0].sum(-1),
-        "top5": hits.any(-1).sum(-1),
+        # Of equal logits, which bfloat16 makes frequent, argmax takes the first, topk any.
+        "top1": (scores.argmax(-1) == labels).sum(-1),
+        "top5": (five == labels[:, None]).any(-1).sum(-1),
         "images": torch.full_like(labels[0], len(labels)),
         "not_finite": (~stacked.isfinite().all(-1).all(0)).sum(),
     }
