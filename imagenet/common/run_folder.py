@@ -232,6 +232,7 @@ def resume(run: Run, trainer: Trainer, steps: int, data: dict) -> None:
         trainer.sums.add(**{name: value * (rank() == 0) for name, value in sums.items()})
     except (RuntimeError, TypeError, ValueError, IndexError, AttributeError) as error:
         raise UserError(f"{source} is damaged ({error}); use another checkpoint") from error
+    saved.update(model=None, ema=None, optimizer=None)  # frees their memory
     trainer.epoch, trainer.step = epoch, step
     done = plural(epoch, "epoch")
     if step > epoch * steps:
