@@ -133,8 +133,9 @@ def list_test_images(data: Path, val_labels: Path | None) -> Listing:
         return label_from_file(images, val_labels)
     if images:
         raise UserError(
-            f"{folder}: {plural(len(images), 'image')} without class folders; give their classes "
-            "as --val-labels LOC_val_solution.csv (from Kaggle) or a file of lines 'filename wnid'"
+            f"{folder}: {plural(len(images), 'image')} in no class; give each class a folder of "
+            "its own or, for ImageNet, --val-labels LOC_val_solution.csv (from Kaggle) or a file "
+            "of lines 'filename wnid'"
         )
     return list_images(folder)
 

@@ -1,7 +1,6 @@
 """Export a backbone: to a file, or to a folder that timm and the Hugging Face Hub take as it is."""
 
 import json
-import math
 import os
 import tempfile
 from pathlib import Path
@@ -72,15 +71,10 @@ def timm_config(weights: Weights, metadata: dict) -> dict:
     }
 
 
-def crop_fraction(image_size: int) -> float:
-    """Return the `crop_pct` for which timm resizes images to the same side as we do.
-
-    timm rounds `image_size / crop_pct` down, and `resized_side` rounds to the nearest integer.
-    """
-    side = resized_side(image_size)
-    # The exact fraction can come out just below `side`; the last one never does.
-    fractions = (224 / 256, image_size / side, image_size / (side + 0.5))
-    return next(f for f in fractions if math.floor(image_size / f) == side)
+def crop_fraction(size: int) -> float:
+    """Return the `crop_pct` for which timm, which rounds down, resizes to the same side as we."""
+    side = resized_side(size)
+    return next(f for f in (224 / 256, size / (side + 0.5)) if int(size / f) == side)
 
 
 CARD = """---

@@ -15,6 +15,7 @@ from common.options import (
     data_flag,
     model_flag,
     output_flag,
+    refuse_unused,
     run_flag,
 )
 from common.schedule import scaled_milestones
@@ -91,7 +92,10 @@ class EvaluationConfig(OutputConfig, DataConfig):
         "-a",
     )
     model_path: Path | None = model_flag(
-        None, Path, "checkpoint to load, the folder of a run, or an exported file or folder"
+        None,
+        Path,
+        "checkpoint to load, the folder of a run, or an exported file or folder",
+        "--resume",
     )
     pretrained: bool = model_flag(False, bool, "use the weights that the paper's authors released")
     branches: bool = model_flag(False, bool, "also test the branches and the ensemble")
@@ -159,8 +163,6 @@ def parse_evaluation(argv: Sequence[str] | None = None) -> EvaluationConfig:
         )
     tests_only = {"branches", "per_class", "val_labels"}
     unused = {"export": tests_only | {"json", "image_size"}, "predict": tests_only}
-    for name in config.given & unused.get(tasks[0], set()):
-        flag = name.replace("_", "-")
-        raise UserError(f"--{flag} has no effect with --{tasks[0]}; leave it out")
+    refuse_unused(config, unused.get(tasks[0], set()), f"--{tasks[0]}")
     config.check_outputs()
     return config

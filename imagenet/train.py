@@ -37,7 +37,7 @@ from weights import PROGRAM, choose_compute, read_weights, torchvision_weights
 def main(argv: Sequence[str] | None = None) -> None:
     """Train to the last epoch, from the start or from a checkpoint."""
     config = parse_training(argv)
-    with process_group(config.device) as device, open_run(config, with_recipe) as run:
+    with process_group(config.device) as device, open_run(config, with_recipe, PROGRAM) as run:
         config = run.config
         if not run.is_finished:
             sets = load_sets(config)

@@ -172,7 +172,12 @@ def test_code_in_a_file_is_not_run(wrn, tmp_path, form):
 
 @pytest.mark.parametrize("is_zip", [True, False])
 def test_harmless_values_of_other_scripts_are_loaded(wrn, network, tmp_path, is_zip):
-    content = {"args": argparse.Namespace(lr=0.1), "best": np.float64(76.5)}
+    content = {
+        "args": argparse.Namespace(lr=0.1),
+        "best": np.float64(76.5),
+        "n": np.int64(3),
+        "x": np.float32(1),
+    }
     content["state_dict"] = network.state_dict()
     torch.save(content, tmp_path / "x.pt", _use_new_zipfile_serialization=is_zip)
     loaded = wrn.checkpoint.load(tmp_path / "x.pt")

@@ -128,6 +128,8 @@ def test_json_and_errors_per_class(main, runs, tmp_path, capsys):
     assert 100 * sum(wrong) / 360 == pytest.approx(scores["top1_errors"][0])
     for name, error in found["class_errors"].items():
         assert f"{error:.2f} %  {name}\n" in out
+    for pair in found["confused"]:
+        assert "{images} ×  {class} taken for {predicted}\n".format(**pair) in out
     pairs = [(each["images"], each["class"], each["predicted"]) for each in found["confused"]]
     assert pairs == sorted(pairs, key=lambda pair: -pair[0])
     assert all(count <= wrong[int(name)] + 1e-6 for count, name, _ in pairs)
@@ -188,14 +190,17 @@ def test_init_starts_from_the_backbone(main, runs, images, tmp_path, capsys):
         ("--evaluate", "--evaluate requires --resume PATH"),
         ("--predict x.png --evaluate --resume RUN", "can't be combined with"),
         ("--predict nowhere.png --resume RUN", "nowhere.png: can't be read"),
-        ("--evaluate --resume RUN --lr 0.2", "--lr 0.2 (was 0.1)"),
+        ("--evaluate --resume RUN --lr 0.2", "--lr has no effect with --evaluate"),
+        ("--predict x.png --resume RUN --epochs 5", "--epochs has no effect with --predict"),
+        ("--evaluate --resume RUN --depth 16", "--depth 16 (was 10)"),
+        ("--evaluate --resume .", "error: .: no checkpoint.pt in it yet; give a run that has one"),
         ("--evaluate --resume EXPORT --arch resnet", "--arch resnet (was wrn)"),
         ("--evaluate --resume IMAGENET", "weights of imagenet/; use its main.py"),
         ("--evaluate --resume OTHER", "no weights of this program; it has the keys a"),
         ("--evaluate --resume RELEASED", "released.pt: damaged ('groups.2.0.conv0.weight')"),
-        ("--json x.json", "--json has no effect in training"),
+        ("--json x.json", "--json has no effect with training"),
         ("--device cpu --gpu_id 0", "--gpu_id is another name of --device"),
-        ("--per-class", "--per-class has no effect in training"),
+        ("--per-class", "--per-class has no effect with training"),
         ("--resume EXPORT", "not the checkpoint of a run"),
         ("--save RUN --resume auto --depth 16 --lr 1", "--depth 16 (was 10); --lr 1.0 (was 0.1)"),
         ("--width 0.1 --init OTHER --save x", "no weights of this program"),

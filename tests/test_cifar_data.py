@@ -108,7 +108,10 @@ def test_a_trained_network_fixes_classes_and_statistics(load, folders, name):
         (lambda root: (root / "train" / "empty").mkdir(), "empty: no image in this class"),
         (lambda root: (root / "train" / "x").symlink_to("/nowhere"), "is its disk mounted?"),
         (lambda root: (root / "train" / "a" / "1.png").write_bytes(b"no"), "a/1.png: not an image"),
-        (lambda root: write_image(root / "train" / "6.png"), "images beside its classes"),
+        (
+            lambda root: write_image(root / "train" / "6.png"),
+            "6.png is in no class; give each class a folder",
+        ),
         (lambda root: (root / "train" / "b").rename(root / "b"), "only one class, 'a'"),
     ],
 )

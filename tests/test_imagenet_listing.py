@@ -59,7 +59,24 @@ def test_debris_is_skipped_with_one_line_and_loops_are_not_followed(listed, tmp_
     found = [path for path, _ in listed(tmp_path)]
     assert sorted(found) == [str(path) for path in paths]
     out, err = capsys.readouterr()
-    assert out.count("\n") == 1 and "skipped 3 other files" in out and not err
+    assert out.count("\n") == 1 and "skipped 8 other items" in out and not err
+
+
+def test_other_images_have_another_identity(imagenet, tmp_path):
+    """Also if two classes swap whose images have the same names."""
+    for name, content in (("cat", b"a"), ("dog", b"bb"), ("eel", b"c")):
+        touch(tmp_path / "data" / name / "1.png").write_bytes(content)
+    first = imagenet.images.list_images(tmp_path / "data")
+    (tmp_path / "data").rename(tmp_path / "moved")
+    assert imagenet.images.list_images(tmp_path / "moved").identity == first.identity
+    (tmp_path / "moved" / "cat").rename(tmp_path / "x")
+    (tmp_path / "moved" / "dog").rename(tmp_path / "moved" / "cat")
+    (tmp_path / "x").rename(tmp_path / "moved" / "dog")
+    swapped = imagenet.images.list_images(tmp_path / "moved")
+    assert swapped.classes == first.classes and swapped.identity != first.identity
+    touch(tmp_path / "moved" / "eel" / "2.png")
+    more = imagenet.images.list_images(tmp_path / "moved")
+    assert len({first.identity, swapped.identity, more.identity}) == 3
 
 
 def test_folders_that_can_t_be_read_are_refused(imagenet, listed, tmp_path, monkeypatch):
@@ -85,7 +102,7 @@ def test_malformed_folders_are_refused(imagenet, listed, find_sets, tmp_path):
     write_folders(tmp_path, {"cat": 1, "dog": 1})
     touch(val / "a list.txt")
     (val / "stray.png").symlink_to(touch(tmp_path / "a.png"))
-    assert "beside its classes, such as stray.png;" in refusal(imagenet, listed, val)
+    assert "stray.png is in no class;" in refusal(imagenet, listed, val)
     (val / "stray.png").unlink()
     assert "train: no such folder" in refusal(imagenet, find_sets, tmp_path)
     touch(train / "cat" / "a.png")
@@ -161,7 +178,7 @@ def test_a_flat_folder_is_labeled_from_a_file(imagenet, flat, form):
 def test_bad_label_files_and_folders_for_them_are_refused(imagenet, flat):
     find, labels = imagenet.data.list_test_images, flat / "labels.txt"
     message = refusal(imagenet, find, flat, None)
-    assert "2 images without class folders; " in message and "--val-labels" in message
+    assert "2 images in no class; " in message and "--val-labels" in message
     for content, message in (
         (b"490\n361\n", "line 1: expected 'filename wnid', got '490'"),  # of the devkit
         (b"a.png n01440764\n", "no label for b.png"),

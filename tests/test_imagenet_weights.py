@@ -150,7 +150,7 @@ def test_init_refuses_other_networks_and_unknown_names(imagenet, start, network,
         (named, "resnet18", "weights of resnet50, not resnet18; use -a resnet50"),
         (bare, "resnet18", "bare.pth does not fit the network"),
         ("V9", "resnet50", "no such file or folder, and not IMAGENET1K_V1 or IMAGENET1K_V2"),
-        (tmp_path / "empty", "resnet50", "checkpoint.pt: no such file"),
+        (tmp_path / "empty", "resnet50", "empty: no checkpoint.pt in it yet"),
     ):
         assert message in refusal(imagenet, start, source, arch=arch)
 

@@ -219,9 +219,11 @@ def test_a_figure_is_drawn_or_the_table_only(half, runs, report, tmp_path, monke
     axes, curves = Figure().subplots(), [[(1, 9.0, 43.0), (2, 5.0, None)], [(1, 7.0, 45.0)]]
     common_report(half).plot_errors(axes, {"dks": curves})  # the means over the runs
     assert [line.get_xydata().tolist() for line in axes.lines] == [[[1, 44.0]], [[1, 8.0]]]
-    for figure, message in (("/nonexistent/x.png", "No such file"), ("x.nonsense", "supported")):
-        rows, _, err = report(runs, "--figure", figure, status=1)
-        assert len(rows) > 3 and f"--figure {figure}: can't be drawn (" in err and message in err
+    rows, _, err = report(runs, "--figure", "/nonexistent/x.png", status=1)
+    assert len(rows) > 3 and "x.png: can't be drawn (" in err and "No such file" in err
+    for name in ("x", "x.nonsense"):
+        message = f"--figure {name}: expected a .png, .svg or .pdf file"
+        assert message in report(runs, "--figure", name, status=2)[2]
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     rows, _, err = report(runs, "--figure", path, status=1)
     assert len(rows) > 3 and "can't be drawn" in err

@@ -59,9 +59,6 @@ CASES = [  # half, option, flags, what is observed, expected
     ("both", "method", "--method ds", "trainer.criterion.method", "ds"),
     ("both", "method", "--method baseline", parameters, DIFFERS),
     ("both", "direction", "--direction top-down", "trainer.criterion.direction", "top-down"),
-    ("both", "aux_weight", "--aux-weight 0.3", "trainer.criterion.aux_weight", 0.3),
-    ("both", "synergy_weight", "--synergy-weight 3", "trainer.criterion.synergy_weight", 3),
-    ("both", "label_smoothing", "--label-smoothing 0.3", "trainer.criterion.label_smoothing", 0.3),
     ("both", "mixup", "--mixup 0.3", mixed, (0.3, 0)),
     ("both", "cutmix", "--cutmix 2", mixed, (0, 2)),
     ("both", "epochs", "--epochs 7", "trainer.schedule.config.epochs", 7),
@@ -105,6 +102,10 @@ def cases(half, tmp_path):
     data = shutil.copytree(half.data, tmp_path / "moved")
     shutil.copy(data / "train/cat/cat_0.png", data / "train/cat/cat_9.png")
     own = [case[1:] for case in CASES if case[0] in ("both", half.scripts.path.name)]
+    for name, default in half.parse(half.argv("x")).loss_options().items():
+        if isinstance(default, float):  # an argument of the loss under the same name
+            flag, value = f"--{name}", default + 0.25
+            own.append((name, f"{flag} {value}", f"trainer.criterion.{name}", value))
     return [(name, flags.replace("MOVED", str(data)).split(), *more) for name, flags, *more in own]
 
 

@@ -37,8 +37,8 @@ def test_a_stopped_run_ends_as_an_uninterrupted_one(half, tmp_path, capsys, flag
         assert half.train(tmp_path / "run", *flags, *AUTO, at={step: sigterm}) == 143
         assert load(tmp_path / "run")["step"] == step + 1
         out, err = capsys.readouterr()
-        assert out.endswith("the run is saved; to continue, run the same command again\n")
-        assert err == "error: stopped by SIGTERM\n"
+        stopped = "error: stopped by SIGTERM; the run is saved: to continue, run the same command"
+        assert err == f"{stopped} again\n"
     assert half.train(tmp_path / "run", *flags, *AUTO) == 0
     assert_same_run(tmp_path / "run", tmp_path / "whole")
 
@@ -113,6 +113,8 @@ def test_a_run_is_neither_overwritten_nor_changed(half, copy, tmp_path, capsys):
     lost.mkdir(), empty.mkdir(), shutil.copy(copy / "log.jsonl", lost)
     data = shutil.copytree(half.data, tmp_path / "data")
     (data / "train" / "dog" / "dog_0.png").rename(data / "train" / "dog" / "dog_x.png")
+    foreign = tmp_path / "foreign.pt"
+    torch.save(load(copy) | {"metadata": {"program": "another"}}, foreign)
     before = contents(tmp_path)
     for words, message in (
         ((copy,), "already contains a run; resume it with --resume auto"),
@@ -122,8 +124,9 @@ def test_a_run_is_neither_overwritten_nor_changed(half, copy, tmp_path, capsys):
         ((copy, *AUTO, "--epochs", 1), "has 2 epochs done; use 2 or more"),
         ((copy, *AUTO, "--epochs", 3, "--dataroot", data), "of a run on other images"),
         ((copy, *AUTO, "--lr", 0.5, "--seed", 3), "--lr 0.5 (was 0.02); --seed 3 (was 1)"),
-        ((new, "--resume", empty), f"{empty}: no checkpoint in it yet"),
+        ((new, "--resume", empty), f"{empty}: no checkpoint.pt in it yet"),
         ((new, "--resume", "none.pt"), "none.pt: no such file"),
+        ((new, "--resume", foreign), "foreign.pt: a run of another/; resume it there"),
         ((new, "--resume", copy / "log.jsonl"), "can't be loaded as a checkpoint"),
     ):
         assert message in half.error(capsys, *words)

@@ -64,7 +64,8 @@ def load_dataset(
     else:
         data = load_digits() if name == "digits" else load_cifar(name, root)
         train, test = len(data.train.labels), len(data.test.labels)
-        print_once(f"{name}: {train:,} training and {test:,} test images")
+        found = plural(len(data.classes), "class")
+        print_once(f"{name}: {train:,} training and {test:,} test images of {found}")
     if trained and data.classes != known:
         raise UserError(
             f"--dataset {name}: the network was trained on {plural(len(known), 'class')} such as "

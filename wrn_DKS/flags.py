@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from common.command_line import (
+    FIXED,
     FREE,
     LOCAL,
     ArgumentParser,
@@ -24,6 +25,7 @@ from common.options import (
     check_training,
     data_flag,
     model_flag,
+    refuse_unused,
     run_flag,
     training_flag,
 )
@@ -118,9 +120,11 @@ def parse(argv: Sequence[str] | None = None) -> Config:
         raise UserError(f"{task} requires --resume PATH, a checkpoint or the folder of a run")
     if config.predict and (config.evaluate or config.export):
         raise UserError("--predict can't be combined with --evaluate or --export")
-    if (config.json and not task) or (config.per_class and not config.evaluate):
-        flag = "--per-class" if config.per_class else "--json"
-        raise UserError(f"{flag} has no effect in training; leave it out")
+    training = {*TrainingConfig.names(FIXED, FREE, LOCAL)}
+    training -= {"device", "dtype", "batch_size", "resume"}
+    refuse_unused(config, training if task else {"json"}, task or "training")
+    if not config.evaluate:
+        refuse_unused(config, {"per_class"}, task or "training")
     config.check_outputs(created=config.save)
     return config
 

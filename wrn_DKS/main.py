@@ -30,7 +30,7 @@ from common.schedule import Mixing, Schedule
 from data import AugmentedBatches, Batches, Dataset, Split, load_dataset
 from flags import Config, parse, with_recipe
 from synergy import SynergyLoss
-from weights import Weights, build_network, choose_compute, describe_network, load
+from weights import PROGRAM, Weights, build_network, choose_compute, describe_network, load
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def train(config: Config, device: torch.device) -> None:
     """Train to the last epoch, from the start or from a checkpoint."""
-    with open_run(config, with_recipe) as run:
+    with open_run(config, with_recipe, PROGRAM) as run:
         config = run.config
         if not run.is_finished:
             data = load_dataset(config.dataset, config.dataroot, config.image_size, config.workers)
@@ -91,7 +91,8 @@ def load_trained(config: Config) -> tuple[Config, Weights]:
     weights = load(config.checkpoint)
     other = ("dtype", "batch_size", "dataset")  # than in training
     config = with_recipe(from_checkpoint(config, weights.options, weights.source, other))
-    print_once(f"{weights.source}: {config.network_name}{weights.progress}")
+    averaged = ", averaged weights" * weights.averaged
+    print_once(f"{weights.source}: {config.network_name}{averaged}{weights.progress}")
     return config, weights
 
 

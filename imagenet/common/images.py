@@ -46,7 +46,7 @@ class Listing(NamedTuple):
     classes: list[str]  # names of the subfolders, sorted
     paths: Paths  # in the order of torchvision's ImageFolder
     labels: np.ndarray  # (N,) int64: index into `classes`
-    identity: str  # a hash of the names of classes and images
+    identity: str  # a hash of the names of classes and images, and of some sizes
 
 
 def list_images(folder: Path) -> Listing:
@@ -57,27 +57,28 @@ def list_images(folder: Path) -> Listing:
     """
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; expected one with a subfolder per class")
-    entries = [entry for entry in os.scandir(folder) if not is_debris(entry.name)]
+    found = list(os.scandir(folder))
+    entries = [entry for entry in found if not is_debris(entry.name)]
     classes = sorted(entry.name for entry in entries if not entry.is_file())  # or broken links
     loose = sorted(entry.name for entry in entries if entry.is_file() and is_image(entry.name))
     if loose:
-        raise UserError(f"{folder}: has images beside its classes, such as {loose[0]}; move them")
+        raise UserError(f"{folder}: {loose[0]} is in no class; give each class a folder of its own")
     if not classes:
         raise UserError(f"{folder}: no subfolders; expected one per class, with its images")
     names: list[str] = []
-    labels, skipped = [], 0
+    labels, sizes, skipped = [], [], len(found) - len(classes)
     for label, name in enumerate(classes):
         images, others = list_class(folder / name)
         if not images:
             raise UserError(f"{folder / name}: no image in this class; add some or remove it")
         names += images
         labels += [label] * len(images)
+        sizes.append(str(os.path.getsize(images[0])))  # also if classes of the same names swap
         skipped += others
-    note = f", skipped {plural(skipped, 'other file')}" if skipped else ""
-    images, found = plural(len(names), "image"), plural(len(classes), "class")
-    print_once(f"{folder}: {images} of {found}{note}")
+    note = f", skipped {plural(skipped, 'other item')}" if skipped else ""
+    print_once(f"{folder}: {plural(len(names), 'image')} of {plural(len(classes), 'class')}{note}")
     start = len(os.fspath(folder))
-    identity = hash_lines(name[start:] for name in names)
+    identity = hash_lines([*sizes, *(name[start:] for name in names)])
     return Listing(classes, Paths(names), np.array(labels), identity)
 
 
@@ -88,24 +89,26 @@ def hash_lines(lines: Iterable[str]) -> str:
 
 
 def list_class(folder: Path) -> tuple[list[str], int]:
-    """Return the paths of a class's images at any depth, and the number of other files."""
+    """Return the paths of a class's images at any depth, and the number of items skipped."""
 
     def fail(error: OSError) -> None:
         raise UserError(
             f"{error.filename}: can't be read ({error.strerror}); is its disk mounted?"
         ) from error
 
-    found, visited = [], set()
+    found, visited, skipped = [], set(), 0
     for root, folders, files in os.walk(folder, onerror=fail, followlinks=True):
+        hidden = sum(map(is_debris, folders))
         folders[:] = sorted(name for name in folders if not is_debris(name))
         if (real := os.path.realpath(root)) in visited:  # a loop of links
             folders.clear()
             continue
         visited.add(real)
+        skipped += hidden
         found.append((root, sorted(files)))
     paths = [(root, name) for root, files in sorted(found) for name in files]
     images = [os.path.join(*each) for each in paths if is_image(each[1])]
-    return images, len(paths) - len(images)
+    return images, skipped + len(paths) - len(images)
 
 
 def is_debris(name: str) -> bool:
@@ -124,7 +127,7 @@ def find_test_folder(root: Path) -> Path:
     problem = f"none of {', '.join(TEST_FOLDERS)} in it" if root.is_dir() else "no such folder"
     if root.name in ("train", *TEST_FOLDERS):
         problem += f"; give its parent, {root.parent}"
-    raise UserError(f"{root}: {problem}; expected a folder with train/ and val/")
+    raise UserError(f"{root}: {problem}; give a folder with train/ and val/ as --dataroot")
 
 
 def read_rgb(path: Path) -> Image.Image:

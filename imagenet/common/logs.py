@@ -125,14 +125,13 @@ def scalars(record: dict) -> dict[str, float]:
 
 
 def describe(record: dict, epochs: int) -> str:
-    """Return a line about an epoch."""
+    """Return a line about an epoch, with top-1 errors of the backbone."""
     train = record["train"]
     text = f"epoch {record['epoch']}/{epochs}: lr {record['lr']:.3g}, "
-    text += f"loss {train['losses']['total']:.3f}, error: train {train['top1_errors'][0]:.2f} %"
-    for part in ("test", "ema"):
+    text += f"loss {train['losses']['total']:.4g}"
+    for part in ("train", "test", "ema"):
         if part in record:
-            top1, top5 = record[part]["top1_errors"][0], record[part]["top5_errors"][0]
-            text += f", {part} {top1:.2f} % (top-5 {top5:.2f} %)"
+            text += f", {part} {record[part]['top1_errors'][0]:.2f} %"
     return f"{text}, {record['times']['images_per_s']:.0f} img/s"
 
 

@@ -13,7 +13,8 @@ from .command_line import FIXED, FREE, LOCAL, UserError, choice, finished_epochs
 
 METHODS = ("baseline", "ds", "dks")
 DIRECTIONS = ("bidirectional", "top-down", "bottom-up")
-UNUSED = {"dks": set(), "ds": {"direction", "synergy_weight"}}  # options that a method ignores
+# Options that a method ignores.
+UNUSED = {"dks": set(), "ds": {"direction", "synergy_weight"}}
 UNUSED["baseline"] = UNUSED["ds"] | {"aux_weight"}
 DTYPES = {"float": "float32", "half": "float16"}  # other names
 FRACTION, AMOUNT, COUNT = number(float, 0, 1), number(float, 0), number(int, 1)
@@ -210,15 +211,18 @@ def from_checkpoint(
     return replace(config, **kept)
 
 
+def refuse_unused(config: DeviceConfig, names: set[str], setting: str) -> None:
+    """Raise `UserError` if an option is given that has no effect with a setting."""
+    for name in sorted(names & config.given):
+        flag = name.replace("_", "-")
+        raise UserError(f"--{flag} has no effect with {setting}; leave it out")
+
+
 def check_training(config: TrainingConfig) -> None:
     """Raise `UserError` if options of training contradict each other or have no effect."""
-    without_effect = {f"--method {config.method}": UNUSED[config.method]}
+    refuse_unused(config, UNUSED[config.method], f"--method {config.method}")
     if config.lr_schedule == "cosine":
-        without_effect["--lr-schedule cosine"] = {"milestones", "lr_factor"}
-    for setting, names in without_effect.items():
-        for name in sorted(names & config.given):
-            flag = name.replace("_", "-")
-            raise UserError(f"--{flag} has no effect with {setting}; leave it out")
+        refuse_unused(config, {"milestones", "lr_factor"}, "--lr-schedule cosine")
     if config.warmup_epochs and config.warmup_epochs >= config.epochs:
         length = f"the run has {config.epochs} epochs only; use fewer"
         raise UserError(f"--warmup-epochs {config.warmup_epochs:g}: {length}")

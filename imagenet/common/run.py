@@ -167,5 +167,5 @@ class Preemption:
         self._write()
         self._saved_at = time.monotonic()
         if self._agreed:
-            print_once(f"the run is saved; to continue, run the same command {self._how}")
-            raise Interrupted(self._agreed)
+            note = f"; the run is saved: to continue, run the same command {self._how}"
+            raise Interrupted(self._agreed, note * (rank() == 0))

@@ -94,7 +94,7 @@ def load(path: Path) -> dict:
             return load_safetensors(path)
         scalar, *_ = np.float64(0).__reduce__()  # its module has another name since NumPy 2
         harmless = [(scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
-        harmless += [argparse.Namespace, np.dtype, np.float64, np.dtypes.Float64DType]
+        harmless += [argparse.Namespace, np.dtype, *(type(np.dtype(each)) for each in "?bhilqefd")]
         with warnings.catch_warnings(), torch.serialization.safe_globals(harmless):
             warnings.simplefilter("ignore")  # print nothing besides the one-line error
             content = torch.load(path, map_location="cpu", weights_only=True)
@@ -103,7 +103,7 @@ def load(path: Path) -> dict:
         if found := re.search(r"GLOBAL (\S+)", reason):
             reason = f"it contains {found[1]}, which loading could run"
         # Between these two, torch says what is wrong; before, how to run the code all the same.
-        reason = reason.rpartition("WeightsUnpickler error: ")[2].partition(" Check the doc")[0]
+        reason = reason.rpartition("WeightsUnpickler error: ")[2].partition(". ")[0]
         with open(path, "rb") as file:
             if file.read(8).startswith((b"<", b"version ")):
                 reason = "it is a web page or a pointer of git-lfs; download the file itself"

@@ -42,8 +42,8 @@ class Incomplete(UserError):
 class Interrupted(BaseException):
     """A termination signal arrived between two steps, and the run is saved."""
 
-    def __init__(self, signum: int):
-        super().__init__(signal.Signals(signum).name)
+    def __init__(self, signum: int, note: str = ""):
+        super().__init__(signal.Signals(signum).name + note)
         self.status = 128 + signum
 
 
@@ -127,7 +127,7 @@ def build_parser(config_class: type, prog: str, description: str) -> ArgumentPar
 
 
 def hint(word: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(word, known, 1)
+    close = difflib.get_close_matches(word, known, 1, 0.7)
     return f"; did you mean {close[0]}?" if close else ""
 
 

@@ -175,11 +175,14 @@ def report_scores(
     scores: Scores, classes: Sequence[str], config: OutputConfig, source: object
 ) -> None:
     """Print the scores of the weights in `source`, and write them to --json."""
-    by_class = class_errors(scores, classes)
+    by_class, confused = class_errors(scores, classes), confused_pairs(scores, classes)
     if config.per_class:
         print_once("top-1 error of each class:")
         for name, error in by_class.items():
             print_once(f"{error:7.2f} %  {name}")
+        print_once("most frequent confusions:")
+        for each in confused:
+            print_once("{images:7} ×  {class} taken for {predicted}".format(**each))
     print_scores(scores)
     names = ("top1_error", "top5_error")
     errors = {k: dict(zip(names, pair, strict=True)) for k, pair in scores.by_name().items()}
@@ -188,7 +191,7 @@ def report_scores(
         "classifiers": errors,
         **scores.to_dict(),
         "class_errors": by_class,
-        "confused": confused_pairs(scores, classes),
+        "confused": confused,
         "checkpoint": str(source),
         "options": config.to_dict(),
         "torch": torch.__version__,

@@ -32,7 +32,8 @@ class Run(NamedTuple):
     folder: Path
     seed: int
     settings: dict  # what decides the result, apart from the seed, and the name of the data
-    errors: dict[str, float]  # by column of the table
+    errors: dict[str, float]  # of the backbone, by column of the table
+    others: dict[str, float]  # test errors of the branches and of the ensemble
     curve: list[tuple]  # epoch, training error, test error or None
 
 
@@ -44,6 +45,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     text = "draw the error curves into this .png, .svg or .pdf file"
     parser.add_argument("--figure", type=Path, metavar="FILE", help=text)
     given = parser.parse_given(argv)
+    if given.get("figure", Path("x.png")).suffix not in (".png", ".svg", ".pdf"):
+        raise UserError(f"--figure {given['figure']}: expected a .png, .svg or .pdf file")
     groups = group_runs(read_runs(given["folders"]))
     print(*error_table(groups), *difference_table(groups), sep="\n\n", flush=True)
     if "figure" in given:
@@ -83,8 +86,9 @@ def read_run(path: Path) -> Run | None:
             del errors["top-5"]
         if "ema" in last:
             errors["EMA weights"] = last["ema"]["top1_errors"][0]
-        errors |= {name.removesuffix(" branch"): pair[0] for name, pair in branches.items()}
-        return Run(path.parent, last["options"]["seed"], read_settings(last), errors, curve)
+        others = {name.removesuffix(" branch"): pair[0] for name, pair in branches.items()}
+        seed = last["options"]["seed"]
+        return Run(path.parent, seed, read_settings(last), errors, others, curve)
     except (LookupError, TypeError, ValueError, AttributeError) as error:
         raise UserError(f"{path}: not the log of a run ({error!r})") from error
 
@@ -117,7 +121,8 @@ def group_runs(runs: Sequence[Run]) -> dict[str, list[Run]]:
     for label, group in zip(labels, found.values(), strict=True):
         repeated = len({run.seed for run in group}) < len(group)
         for run in group:
-            folder = (run if repeated else group[0]).folder.relative_to(common)
+            folder = str((run if repeated else group[0]).folder.relative_to(common))
+            folder += "" if repeated or len(group) == 1 else f" and {len(group) - 1} more"
             unclear = repeated or labels.count(label) > 1
             groups.setdefault(f"{label}, {folder}" if unclear else label, []).append(run)
     return groups
@@ -138,20 +143,28 @@ def make_label(settings: dict, groups: Sequence[dict]) -> str:
 
 
 def error_table(groups: dict[str, list[Run]]) -> list[str]:
-    """Return a title, the table of errors and a note."""
+    """Return a title, the table of errors, a note, and the table of the other classifiers."""
     runs = [run for group in groups.values() for run in group]
-    columns = list(dict.fromkeys(name for run in runs for name in run.errors))
-    rows = [["runs", "n", "epochs", *columns]]
-    for label, group in groups.items():
-        errors = [[run.errors[name] for run in group if name in run.errors] for name in columns]
-        cells = [mean_std(each) if each else "–" for each in errors]
-        rows.append([label, str(len(group)), group[0].settings["epochs"], *cells])
     about = [dict.fromkeys(run.settings[name] for run in runs) for name in ("network", "data")]
     networks, data = map(", ".join, about)
     title = f"Errors of {networks} on {data} in percent, top-1 unless named"
     note = "The errors are those of the last tested epoch."
     note += " ±: sample standard deviation over n seeds." * (len(groups) < len(runs))
-    return [title, markdown(rows), note]
+    others = ["Test errors of the branches and of the ensemble", error_rows(groups, "others")]
+    return [title, error_rows(groups, "errors"), note, *others * any(run.others for run in runs)]
+
+
+def error_rows(groups: dict[str, list[Run]], field: str) -> str:
+    """Tabulate the means of a field of `Run` over each group that has it."""
+    found = {label: [getattr(run, field) for run in group] for label, group in groups.items()}
+    names = dict.fromkeys(name for errors in found.values() for each in errors for name in each)
+    rows = [["runs", "n", "epochs", *names]]
+    for label, errors in found.items():
+        values = [[each[name] for each in errors if name in each] for name in names]
+        cells = [mean_std(each) if each else "–" for each in values]
+        if any(values):
+            rows.append([label, str(len(errors)), groups[label][0].settings["epochs"], *cells])
+    return markdown(rows)
 
 
 def difference_table(groups: dict[str, list[Run]]) -> list[str]:
@@ -167,10 +180,13 @@ def difference_table(groups: dict[str, list[Run]]) -> list[str]:
             if alike and label not in baselines and len(pairs) > 1:
                 center, half = paired_difference(*zip(*pairs, strict=True))
                 interval = f"{center - half:+.2f} to {center + half:+.2f}"
+                interval = interval if len(pairs) > 2 else "–"  # of two seeds, it says nothing
                 cells = [str(len(pairs)), f"{center:+.2f}", interval]
                 rows.append([f"{label} − {name}", *cells])
     title = "Difference to the baseline: top-1 test error, in percentage points"
-    note = "Mean difference of runs with the same seed, and its interval by Student's t."
+    note = (
+        "Mean difference of runs with the same seed; of three or more, its interval (Student's t)."
+    )
     return [title, markdown(rows), note] if len(rows) > 1 else []
 
 

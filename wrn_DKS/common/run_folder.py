@@ -36,7 +36,9 @@ SUMS = {"top1": 1, "losses": 1, "images": 0}  # dimensions of the sums in an epo
 
 
 def checkpoint_path(path: Path) -> Path:
-    """Return the path of a checkpoint that is given as the file or as the folder of its run."""
+    """Return the path itself or, for the folder of a run, that of its checkpoint."""
+    if path.is_dir() and not (path / CHECKPOINT).exists():
+        raise UserError(f"{path}: no {CHECKPOINT} in it yet; give a run that has one, or a file")
     return path / CHECKPOINT if path.is_dir() else path
 
 
@@ -57,7 +59,7 @@ class Run:
 
 @contextlib.contextmanager
 def open_run(
-    config: TrainingConfig, complete: Callable[[TrainingConfig], TrainingConfig]
+    config: TrainingConfig, complete: Callable[[TrainingConfig], TrainingConfig], program: str
 ) -> Iterator[Run]:
     """Lock the folder of a run and find the checkpoint to resume from.
 
@@ -67,6 +69,7 @@ def open_run(
     Args:
         config: options of the command line.
         complete: fills in the options that were neither given nor taken from a checkpoint.
+        program: which writes its name into its checkpoints.
 
     Raises:
         UserError: the folder is in use or holds another run, or there is no such checkpoint.
@@ -83,10 +86,13 @@ def open_run(
         saved = checkpoint.load(source) if source else None
         if saved:
             checkpoint.require_keys(saved, KEYS, source)
+            if (other := saved["metadata"].get("program")) != program:
+                raise UserError(f"{source}: a run of {other}/; resume it there")
             config = from_checkpoint(config, saved["options"], source)
         run = Run(complete(replace(config, save=folder)), folder, source, saved)
         if run.is_finished:
-            print_once(f"the run of {plural(run.config.epochs, 'epoch')} is already finished")
+            done = plural(run.config.epochs, "epoch")
+            print_once(f"{source}: the run of {done} is already finished")
         yield run
 
 
@@ -139,8 +145,7 @@ def checkpoint_to_resume(config: TrainingConfig, folder: Path) -> Path | None:
     own = folder / CHECKPOINT
     given = config.checkpoint and checkpoint_path(config.checkpoint)
     if given and not given.is_file():
-        problem = "no checkpoint in it yet" if config.checkpoint.is_dir() else "no such file"
-        raise UserError(f"--resume {config.checkpoint}: {problem}")
+        raise UserError(f"--resume {given}: no such file")
     if own.exists() and config.resume == "auto":
         return own
     if given and (given.resolve() == own.resolve() or not own.exists()):
@@ -166,8 +171,8 @@ def save(run: Run, trainer: Trainer, metadata: dict, data: dict) -> None:
         model = trainer.model.state_dict()
         if broken := [name for name, value in model.items() if not value.isfinite().all()]:
             raise UserError(
-                f"not finite after step {trainer.step}: {checkpoint.abbreviate(broken)}; the "
-                "previous checkpoint was kept; try a lower --lr"
+                f"not finite after step {trainer.step}, which is not saved: "
+                f"{checkpoint.abbreviate(broken)}; try a lower --lr"
             )
         content = {
             "format": checkpoint.FORMAT,
@@ -208,10 +213,9 @@ def resume(run: Run, trainer: Trainer, steps: int, data: dict) -> None:
     """
     saved, source = run.saved, run.source
     if saved["data"] != data:
-        raise UserError(
-            f"{source}: of a run on other images ({saved['data']}, now {data}); use the same ones, "
-            "or start a new run in another folder"
-        )
+        before, now = (str(each).replace("'", "").strip("{}") for each in (saved["data"], data))
+        advice = "use the same ones, or start a new run in another folder"
+        raise UserError(f"{source}: of a run on other images ({before}; now {now}); {advice}")
     checkpoint.load_weights(trainer.model, saved["model"], source)
     if trainer.ema:
         checkpoint.load_weights(trainer.ema.module, saved["ema"], source)
