@@ -126,7 +126,7 @@ def describe_training(content: dict) -> str:
     options["init"] = Path(options["init"]).name or "none: random weights"  # paths are private
     text = (
         f"{plural(data['train_images'], 'training image')} of {plural(data['classes'], 'class')}, "
-        f"{plural(data['test_images'], 'test image')}; the hash of their names is "
+        f"{plural(data['test_images'], 'test image')}; their hash is "
         f"`{data['identity']}`. Training took {plural(content['epoch'], 'epoch')} in "
         f"{plural(content['processes'], 'process')}.\n\n| option | value |\n|---|---|"
     )

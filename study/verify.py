@@ -36,7 +36,7 @@ def main(argv: list[str] | None = None) -> None:
         raise UserError(f"{WEIGHTS}: no resnet32-cifar100-METHOD.safetensors in it")
     print("| method | top-1 error, % | in the log, % | difference |\n| --- | --- | --- | --- |")
     for method, (error, logged) in errors.items():
-        print(f"| {method} | {error:.2f} | {logged:.2f} | {error - logged:+.2f} |")
+        print(f"| {method} | {error:.2f} | {logged:.2f} | {round(error - logged, 2) + 0.0:+.2f} |")
     if any(abs(error - logged) > ROUNDING for error, logged in errors.values()):
         raise Incomplete(f"an error differs from that of its log by more than {ROUNDING} points")
 

@@ -193,7 +193,10 @@ def test_init_starts_from_the_backbone(main, runs, images, tmp_path, capsys):
         ("--evaluate --resume RUN --lr 0.2", "--lr has no effect with --evaluate"),
         ("--predict x.png --resume RUN --epochs 5", "--epochs has no effect with --predict"),
         ("--evaluate --resume RUN --depth 16", "--depth 16 (was 10)"),
-        ("--evaluate --resume .", "error: .: no checkpoint.pt in it yet; give a run that has one"),
+        (
+            "--evaluate --resume .",
+            "error: .: no checkpoint.pt in it yet; give a run or an export, or a file",
+        ),
         ("--evaluate --resume EXPORT --arch resnet", "--arch resnet (was wrn)"),
         ("--evaluate --resume IMAGENET", "weights of imagenet/; use its main.py"),
         ("--evaluate --resume OTHER", "no weights of this program; it has the keys a"),
@@ -207,7 +210,7 @@ def test_init_starts_from_the_backbone(main, runs, images, tmp_path, capsys):
         ("--evaluate --resume RUN --json RUN", "wrn: exists already"),
         ("--evaluate --resume RUN --json RUN/log.jsonl", "log.jsonl: exists already"),
         ("--export EXPORT", "exists already; choose another name"),
-        ("--export a.onnx", "--export a.onnx: not in this format; use torch.onnx on an export"),
+        ("--export a.onnx", "--export a.onnx: ONNX is not written; use torch.onnx on an export"),
     ],
 )
 def test_errors_of_use(main, runs, words, says, tmp_path, monkeypatch, capsys):

@@ -243,6 +243,7 @@ def test_of_equal_logits_the_first_class_counts(scores_of):
         scores = scores_of(logits.to(dtype), labels)
         assert scores.top1_errors == pytest.approx([100 * (first != labels.numpy()).mean()])
         assert scores.confusion.diagonal().sum() == (first == labels.numpy()).sum()
+        assert scores.top5_errors <= scores.top1_errors
 
 
 def test_logits_that_are_not_finite_are_an_error(wrn, scores_of):

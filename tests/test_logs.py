@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import subprocess
 import sys
 from statistics import mean, stdev
 
@@ -42,30 +41,15 @@ def test_a_record_says_what_was_trained_and_how_well(half, tmp_path, monkeypatch
     assert all(f"{error:.2f} %" in line for error in errors)
 
 
-def test_the_code_version_changes_with_the_python_files_of_the_folder(wrn, tmp_path, monkeypatch):
-    def git(*words):
-        who = ["-c", "user.name=a", "-c", "user.email=a@b.c"]
-        subprocess.run(["git", "-C", tmp_path, *who, *words], check=True, capture_output=True)
-
-    folder, versions = tmp_path / "code", []
-    version = wrn.logs.code_version
-    (folder / "common").mkdir(parents=True)
-    for name in ("code/common/a.py", "code/notes.md", "other.py"):
-        (tmp_path / name).write_text("old")
-    assert version(folder) is None
-    git("init", "-q")
-    assert version(folder) is None
-    for name in ("code/common/a.py", "code/common/a.py", "code/notes.md", "other.py"):
-        git("add", ".")
-        git("commit", "-q", "-m", "a commit", "--allow-empty")
-        versions.append(version(folder))
-        (tmp_path / name).write_text(f"new {len(versions)}")
-        versions.append(version(folder))
-    one, changed, two, changed_again, three, *same = versions
-    assert len({one, changed, two, changed_again, three}) == 5 and set(same) == {three}
-    assert len(one) == 12 and changed.startswith(f"{one}+") and changed_again.startswith(f"{two}+")
-    monkeypatch.setenv("PATH", "")
-    assert version(folder) is None
+def test_the_code_version_changes_with_the_python_files_of_the_folder(wrn, tmp_path):
+    version, versions = wrn.logs.code_version, []
+    (tmp_path / "common").mkdir()
+    for name in ("a.py", "common/a.py", "new.py", "notes.md", "common/notes.md"):
+        (tmp_path / name).write_text(name)
+        versions.append(version(tmp_path))
+    assert len({*versions[:3]}) == 3 and {*versions[2:]} == {version(tmp_path)}
+    (tmp_path / "common/a.py").write_text("changed")
+    assert version(tmp_path) not in versions and len(versions[0]) == 8
 
 
 def test_tensorboard_shows_each_epoch_once_also_after_a_restart(half, tmp_path, monkeypatch):

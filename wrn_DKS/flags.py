@@ -5,7 +5,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from common.command_line import (
-    FIXED,
     FREE,
     LOCAL,
     ArgumentParser,
@@ -120,11 +119,9 @@ def parse(argv: Sequence[str] | None = None) -> Config:
         raise UserError(f"{task} requires --resume PATH, a checkpoint or the folder of a run")
     if config.predict and (config.evaluate or config.export):
         raise UserError("--predict can't be combined with --evaluate or --export")
-    training = {*TrainingConfig.names(FIXED, FREE, LOCAL)}
-    training -= {"device", "dtype", "batch_size", "resume"}
-    refuse_unused(config, training if task else {"json"}, task or "training")
-    if not config.evaluate:
-        refuse_unused(config, {"per_class"}, task or "training")
+    training = {*vars(TrainingConfig())} - {"device", "dtype", "batch_size", "resume"}
+    unused = (training if task else {"json"}) | (set() if config.evaluate else {"per_class"})
+    refuse_unused(config, unused, task or "training")
     config.check_outputs(created=config.save)
     return config
 

@@ -2,7 +2,8 @@
 
     python report.py logs/demo --figure logs/demo/error.png
 
-Runs that differ only in the seed are averaged. Runs of both script folders can be compared.
+Runs of the same code that differ only in the seed are averaged. Runs of both script folders can be
+compared.
 """
 
 from common.command_line import run_script

@@ -102,8 +102,9 @@ def load(path: Path) -> dict:
         reason = one_line(error, 2000)
         if found := re.search(r"GLOBAL (\S+)", reason):
             reason = f"it contains {found[1]}, which loading could run"
-        # Between these two, torch says what is wrong; before, how to run the code all the same.
-        reason = reason.rpartition("WeightsUnpickler error: ")[2].partition(". ")[0]
+        # Between these, torch says what is wrong; around them, how to run the code all the same.
+        reason = reason.rpartition("WeightsUnpickler error: ")[2]
+        reason = re.split(r" Check the doc|(?<=\w)\. ", reason)[0]
         with open(path, "rb") as file:
             if file.read(8).startswith((b"<", b"version ")):
                 reason = "it is a web page or a pointer of git-lfs; download the file itself"

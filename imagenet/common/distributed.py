@@ -129,10 +129,11 @@ def process_group(device_name: str) -> Iterator[torch.device]:
         store, backend = fresh_store(store, own, count), "nccl" if gpu else "gloo"
         dist.init_process_group(backend, store=store, rank=own, world_size=count, device_id=gpu)
     except (ValueError, KeyError, dist.DistNetworkError) as error:
-        raise UserError(
-            f"RANK and WORLD_SIZE are set, but no process group starts ({one_line(error, 150)}); "
-            "start with torchrun, free the port in MASTER_PORT, or unset them"
-        ) from error
+        advice = "start with torchrun, or unset them"
+        if isinstance(error, dist.DistNetworkError):
+            advice = "free the port in MASTER_PORT, or look for the error of another process above"
+        problem = f"but no process group starts ({one_line(error, 150)})"
+        raise UserError(f"RANK and WORLD_SIZE are set, {problem}; {advice}") from error
     yield device
     dist.barrier()  # no process leaves another one in its work
 
@@ -210,7 +211,8 @@ def shard(count: int) -> slice:
     If there are fewer images than processes, it is a `UserError`.
     """
     if count < world_size():
-        raise UserError(f"{plural(count, 'image')} for {world_size()} processes; use fewer")
+        problem = f"{plural(count, 'image')} for {world_size()} processes"
+        raise UserError(f"{problem}; use fewer processes, or a larger -b if it is a batch")
     each, left = divmod(count, world_size())
     start = rank() * each + min(rank(), left)
     return slice(start, start + each + (rank() < left))
@@ -218,7 +220,7 @@ def shard(count: int) -> slice:
 
 def steps_per_epoch(images: int, batch_size: int) -> int:
     """Return the number of batches, without a last one that has not an image for each process."""
-    shard(images)  # checks that there are enough
+    shard(min(images, batch_size))  # checks that there are enough
     steps, left = -(-images // batch_size), images % batch_size
     if 0 < left < world_size():
         steps -= 1

@@ -149,8 +149,8 @@ class Trainer:
         """Raise `UserError` if a loss of this process was not finite. Waits for the device."""
         if step := int(self._nonfinite_step):
             raise UserError(
-                f"the loss is not finite at step {step} of the run (epoch {self.epoch + 1}), which "
-                "is not saved; try a lower --lr"
+                f"the loss is not finite at step {step} of the run (epoch {self.epoch + 1}); this "
+                "step is not saved; try a lower --lr"
             )
 
     def test(self, batches: Iterable[Batch], after_batch: Callable[[], None]) -> dict[str, Scores]:

@@ -40,11 +40,12 @@ def prediction_counts(logits: Sequence[Tensor], labels: Tensor) -> dict[str, Ten
     # A single classifier is ranked by its logits: softmax can round them to equal probabilities.
     ensemble = stacked.softmax(-1).mean(0, keepdim=True) if len(stacked) > 1 else stacked
     scores = torch.cat([stacked, ensemble])  # (N + 1, B, K)
-    five = scores.topk(min(5, scores.shape[-1])).indices  # (N + 1, B, 5)
+    # Of equal logits, which bfloat16 makes frequent, the first counts; topk would take any.
+    best = scores.sort(dim=-1, descending=True, stable=True).indices[..., :5]  # (N + 1, B, 5)
+    hits = best == labels[:, None]
     return {
-        # Of equal logits, which bfloat16 makes frequent, argmax takes the first, topk any.
-        "top1": (scores.argmax(-1) == labels).sum(-1),
-        "top5": (five == labels[:, None]).any(-1).sum(-1),
+        "top1": hits[..., 0].sum(-1),
+        "top5": hits.any(-1).sum(-1),
         "images": torch.full_like(labels[0], len(labels)),
         "not_finite": (~stacked.isfinite().all(-1).all(0)).sum(),
     }
@@ -180,7 +181,6 @@ def report_scores(
         print_once("top-1 error of each class:")
         for name, error in by_class.items():
             print_once(f"{error:7.2f} %  {name}")
-        print_once("most frequent confusions:")
         for each in confused:
             print_once("{images:7} ×  {class} taken for {predicted}".format(**each))
     print_scores(scores)

@@ -15,7 +15,6 @@ Errors are in percent, of the backbone, then of the branches from shallow to dee
 import hashlib
 import json
 import resource
-import subprocess
 import sys
 import threading
 import time
@@ -89,21 +88,10 @@ class RunLog:
         print_once(describe(record, self._about["options"]["epochs"]))
 
 
-def code_version(folder: Path) -> str | None:
-    """Return the last Git commit of a folder's Python files, with a hash of changes after it.
-
-    None: the folder is not in a Git repository, or Git is not installed.
-    """
-    files = ["HEAD", "--", "*.py"]
-    try:
-        commit, changes = (
-            subprocess.run(["git", "-C", folder, *words, *files], capture_output=True).stdout
-            for words in (["log", "-1", "--format=%H"], ["diff", "--no-ext-diff"])
-        )
-    except OSError:
-        return None
-    ending = f"+{hashlib.sha256(changes).hexdigest()[:6]}" if changes else ""
-    return commit.decode()[:12] + ending or None
+def code_version(folder: Path) -> str:
+    """Return a hash of the Python files of a script folder."""
+    files = sorted([*folder.glob("*.py"), *folder.glob("common/*.py")])
+    return hashlib.sha256(b"".join(map(Path.read_bytes, files))).hexdigest()[:8]
 
 
 def scalars(record: dict) -> dict[str, float]:

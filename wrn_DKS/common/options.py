@@ -69,7 +69,9 @@ def plain(value: object) -> object:
 class OutputConfig(DeviceConfig):
     """The options of tests, predictions and exports in both script folders."""
 
-    per_class: bool = run_flag(False, bool, "print the error of each class too", role=LOCAL)
+    per_class: bool = run_flag(
+        False, bool, "also print the error of each class, and frequent confusions", role=LOCAL
+    )
     predict: Sequence[Path] = run_flag(
         (), Path, "classify these images, or those in a folder", role=LOCAL, nargs="+"
     )
@@ -85,7 +87,7 @@ class OutputConfig(DeviceConfig):
                 raise UserError(f"{flag} {path}: no such folder: {path.parent}; create it first")
             replaceable = flag == "--json" and path and path.suffix == ".json" and path.is_file()
             if path and path.suffix == ".onnx":
-                raise UserError(f"{flag} {path}: not in this format; use torch.onnx on an export")
+                raise UserError(f"{flag} {path}: ONNX is not written; use torch.onnx on an export")
             if path and path.exists() and not replaceable:
                 raise UserError(f"{flag} {path}: exists already; choose another name")
 

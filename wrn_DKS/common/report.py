@@ -1,6 +1,7 @@
 """The command line of `report.py`: tables of runs and, with `--figure`, their error curves.
 
-Errors are those of the last tested epoch. Runs that differ only in the seed form a group.
+Errors are those of the last tested epoch. Runs of the same code that differ only in the seed form
+a group.
 """
 
 import json
@@ -45,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     text = "draw the error curves into this .png, .svg or .pdf file"
     parser.add_argument("--figure", type=Path, metavar="FILE", help=text)
     given = parser.parse_given(argv)
-    if given.get("figure", Path("x.png")).suffix not in (".png", ".svg", ".pdf"):
+    if given.get("figure", Path("x.png")).suffix.lower() not in (".png", ".svg", ".pdf"):
         raise UserError(f"--figure {given['figure']}: expected a .png, .svg or .pdf file")
     groups = group_runs(read_runs(given["folders"]))
     print(*error_table(groups), *difference_table(groups), sep="\n\n", flush=True)
@@ -173,7 +174,9 @@ def difference_table(groups: dict[str, list[Run]]) -> list[str]:
     blank = dict.fromkeys(("method", "data", "network details", "code", *UNUSED["baseline"]))
     baselines = {k: v for k, v in groups.items() if v[0].settings["method"] == "baseline"}
     for label, group in groups.items():
-        for name, baseline in baselines.items():
+        own = group[0].settings["code"]
+        same = {k: v for k, v in baselines.items() if v[0].settings["code"] == own}
+        for name, baseline in (same or baselines).items():
             both = [{run.seed: run.errors["test error"] for run in g} for g in (group, baseline)]
             pairs = [[each[seed] for each in both] for seed in both[0] if seed in both[1]]
             alike = baseline[0].settings | blank == group[0].settings | blank

@@ -38,7 +38,7 @@ SUMS = {"top1": 1, "losses": 1, "images": 0}  # dimensions of the sums in an epo
 def checkpoint_path(path: Path) -> Path:
     """Return the path itself or, for the folder of a run, that of its checkpoint."""
     if path.is_dir() and not (path / CHECKPOINT).exists():
-        raise UserError(f"{path}: no {CHECKPOINT} in it yet; give a run that has one, or a file")
+        raise UserError(f"{path}: no {CHECKPOINT} in it yet; give a run or an export, or a file")
     return path / CHECKPOINT if path.is_dir() else path
 
 
@@ -49,7 +49,7 @@ class Run:
     config: TrainingConfig  # final
     folder: Path
     source: Path | None  # the checkpoint that is resumed
-    saved: dict | None  # its content
+    saved: dict | None  # its content; after `resume`, without the weights
 
     @property
     def is_finished(self) -> bool:
@@ -86,7 +86,7 @@ def open_run(
         saved = checkpoint.load(source) if source else None
         if saved:
             checkpoint.require_keys(saved, KEYS, source)
-            if (other := saved["metadata"].get("program")) != program:
+            if (other := saved["metadata"].get("program", program)) != program:
                 raise UserError(f"{source}: a run of {other}/; resume it there")
             config = from_checkpoint(config, saved["options"], source)
         run = Run(complete(replace(config, save=folder)), folder, source, saved)
@@ -171,8 +171,8 @@ def save(run: Run, trainer: Trainer, metadata: dict, data: dict) -> None:
         model = trainer.model.state_dict()
         if broken := [name for name, value in model.items() if not value.isfinite().all()]:
             raise UserError(
-                f"not finite after step {trainer.step}, which is not saved: "
-                f"{checkpoint.abbreviate(broken)}; try a lower --lr"
+                f"not finite after step {trainer.step}: {checkpoint.abbreviate(broken)}; this step "
+                "is not saved; try a lower --lr"
             )
         content = {
             "format": checkpoint.FORMAT,
