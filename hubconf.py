@@ -7,7 +7,8 @@ REPO is the repository's name on GitHub, such as "owner/name"; with source="loca
 With `branches=True`, a network returns a tuple of logits (B, K): the backbone's, then the branches'
 from shallow to deep, and is in training mode. Otherwise it returns the backbone's logits (B, K),
 and is in evaluation mode. `weights` is a checkpoint, or an exported file or folder, to load: its
-size and number of classes K are used. Otherwise, K is `num_classes`.
+size and number of classes K are used. Otherwise, K is `num_classes`. A network that `torch.save`
+wrote whole is loaded after a call of its entry point; better save its state dict.
 """
 
 import functools

@@ -64,7 +64,7 @@ def test_debris_is_skipped_with_one_line_and_loops_are_not_followed(listed, tmp_
 
 def test_other_images_have_another_identity(imagenet, tmp_path):
     """Also if two classes swap whose images have the same names."""
-    for name, content in (("cat", b"a"), ("dog", b"bb"), ("eel", b"c")):
+    for name, content in (("cat", b"a"), ("dog", b"b"), ("eel", b"c")):
         touch(tmp_path / "data" / name / "1.png").write_bytes(content)
     first = imagenet.images.list_images(tmp_path / "data")
     (tmp_path / "data").rename(tmp_path / "moved")
@@ -131,7 +131,7 @@ def test_test_images_are_in_val_or_valid_or_test_and_may_lack_classes(
         assert {path.parts[-3] for path in sets.test.paths} == {name}
     for name in ("val", "train"):
         message = refusal(imagenet, find_sets, tmp_path / name)
-        assert f"; give its parent, {tmp_path}; " in message
+        assert f"; give its parent, {tmp_path}, as --dataroot" in message
 
 
 def test_many_files_are_listed_as_fast_as_by_torchvision(imagenet, tmp_path):

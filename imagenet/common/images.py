@@ -6,7 +6,7 @@ import unicodedata
 from collections.abc import Iterable, Sequence
 from io import BytesIO
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 import torch
@@ -46,7 +46,7 @@ class Listing(NamedTuple):
     classes: list[str]  # names of the subfolders, sorted
     paths: Paths  # in the order of torchvision's ImageFolder
     labels: np.ndarray  # (N,) int64: index into `classes`
-    identity: str  # a hash of the names of classes and images, and of some sizes
+    identity: str  # a hash of the names of classes and images, and of one image of each class
 
 
 def list_images(folder: Path) -> Listing:
@@ -66,19 +66,22 @@ def list_images(folder: Path) -> Listing:
     if not classes:
         raise UserError(f"{folder}: no subfolders; expected one per class, with its images")
     names: list[str] = []
-    labels, sizes, skipped = [], [], len(found) - len(classes)
+    labels, starts, skipped = [], [], len(found) - len(classes)
     for label, name in enumerate(classes):
         images, others = list_class(folder / name)
         if not images:
             raise UserError(f"{folder / name}: no image in this class; add some or remove it")
         names += images
         labels += [label] * len(images)
-        sizes.append(str(os.path.getsize(images[0])))  # also if classes of the same names swap
+        with open_at_once(
+            images[0]
+        ) as file:  # tells apart classes whose images have the same names
+            starts.append(file.read(4096).hex())
         skipped += others
     note = f", skipped {plural(skipped, 'other item')}" if skipped else ""
     print_once(f"{folder}: {plural(len(names), 'image')} of {plural(len(classes), 'class')}{note}")
     start = len(os.fspath(folder))
-    identity = hash_lines([*sizes, *(name[start:] for name in names)])
+    identity = hash_lines([*starts, *(name[start:] for name in names)])
     return Listing(classes, Paths(names), np.array(labels), identity)
 
 
@@ -125,9 +128,14 @@ def find_test_folder(root: Path) -> Path:
         if (root / name).is_dir():
             return root / name
     problem = f"none of {', '.join(TEST_FOLDERS)} in it" if root.is_dir() else "no such folder"
-    if root.name in ("train", *TEST_FOLDERS):
-        problem += f"; give its parent, {root.parent}"
-    raise UserError(f"{root}: {problem}; give a folder with train/ and val/ as --dataroot")
+    inside = root.name in ("train", *TEST_FOLDERS)
+    advice = f"its parent, {root.parent}" if inside else "a folder with train/ and val/"
+    raise UserError(f"{root}: {problem}; give {advice}, as --dataroot")
+
+
+def open_at_once(path: str | Path) -> BinaryIO:
+    """Open a file for reading. A pipe has no content then, instead of waiting for it."""
+    return open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))
 
 
 def read_rgb(path: Path) -> Image.Image:
@@ -137,9 +145,7 @@ def read_rgb(path: Path) -> Image.Image:
     be read or decoded is a `UserError`, whose message begins with the path.
     """
     try:
-        # A pipe has no content then, instead of waiting for it.
-        at_once = lambda name, flags: os.open(name, flags | os.O_NONBLOCK)  # noqa: E731
-        with open(path, "rb", opener=at_once) as file:
+        with open_at_once(path) as file:
             return decode_rgb(file.read())
     except Exception as error:  # a decoder can raise almost any exception on a damaged file
         if isinstance(error, OSError) and error.strerror:  # the file may be undamaged
