@@ -20,6 +20,7 @@ from torchvision.transforms import InterpolationMode, RandomResizedCrop
 from torchvision.transforms.v2 import functional
 from tqdm import tqdm
 
+from common.checkpoint import flush_to_disk
 from common.command_line import UserError, one_line
 from common.distributed import first_on_node
 from common.images import hash_lines
@@ -149,7 +150,7 @@ def write_pixels(dataset: Dataset, path: Path, workers: int) -> None:
             for images, _ in tqdm(loader, f"caching {path.stem}", disable=None, leave=False):
                 file.write(images.permute(0, 2, 3, 1).contiguous().numpy())
             file.flush()
-            os.fsync(file.fileno())
+            flush_to_disk(file.fileno())
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)

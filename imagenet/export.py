@@ -26,6 +26,9 @@ def export(weights: Weights, arch: str, image_size: int | None, path: Path) -> N
     build_network(arch, weights, branches=False)  # checks that they fit
     if path.suffix in FILE_SUFFIXES:
         save_weights(path, weights.backbone, metadata)
+    elif path.suffix and not path.suffix[1:].isdigit():  # but a folder may be r50-v1.0
+        expected = f"a file that ends in {', '.join(FILE_SUFFIXES)}, or a folder without an ending"
+        raise UserError(f"--export {path}: expected {expected}")
     elif path.exists():
         raise UserError(f"--export {path}: exists already; choose another name")
     else:

@@ -89,7 +89,7 @@ def initialize_backbone(model: DKSResNet, arch: str, source: str, classes: Seque
 
     `source` is what `read_weights` reads, or the name of torchvision's weights for `arch`.
     """
-    path = Path(source)
+    path = Path(source).expanduser()
     weights = read_weights(path) if path.exists() else torchvision_weights(arch, source)
     weights.check_arch(arch)
     same = weights.num_classes == len(classes) and weights.classes in (None, list(classes))

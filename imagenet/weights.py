@@ -84,7 +84,7 @@ def read_weights(path: Path) -> Weights:
     original = content[key] if key else content
     if not any(isinstance(value, Tensor) for value in original.values()):
         found = checkpoint.abbreviate([str(name) for name in original], 5)
-        raise UserError(f"{path}: no state dict; it has the keys {found}")
+        raise UserError(f"{path}: no state dict among {found}; expected {', '.join(STATE_KEYS)}")
     state = {WRAPPER_PREFIXES.sub("", str(name)): value for name, value in original.items()}
     if not any(name.endswith(".num_batches_tracked") for name in state):  # PyTorch before 0.4.1
         for name in [name for name in state if name.endswith(".running_mean")]:

@@ -25,6 +25,7 @@ def test_spellings_of_the_same_options(half):
         ("--dtype half", "dtype", "float16"),
         ("--lr 1e-3", "lr", 0.001),
         ("--save=~/x", "save", Path.home() / "x"),
+        ("--resume=~/x", "checkpoint", Path.home() / "x"),
     ):
         assert getattr(half.parse(half.argv("x", *words.split())), name) == value, words
 
@@ -50,6 +51,7 @@ def test_spellings_of_the_same_options(half):
         ("--init=", "an empty argument ('--init='): is a variable of the shell not set?"),
         ("--method=--", "an empty argument ('--method=--')"),
         ("–lr 0.1", "–lr begins with a typographic dash; type hyphens"),
+        ("−−lr 0.1", "−−lr begins with a typographic dash; type hyphens"),
         ("--resume auto", "requires --save"),
         ("--warmup-epochs 2", "--warmup-epochs 2"),
         ("--device xla", "--device xla: expected cpu, cuda or cuda:N"),

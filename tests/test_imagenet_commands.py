@@ -215,6 +215,7 @@ def test_a_damaged_image_in_a_worker_is_named_in_one_line(python, imagenet, weig
         ("--model_path RUN --export WEIGHTS", "exists already"),
         ("--model_path RUN --export nowhere/a.pt", "no such folder"),
         ("--model_path RUN --export a.onnx", "ONNX is not written"),
+        ("--model_path RUN --export a.ckpt", "expected a file that ends in .pth, .pt, .bin"),
         ("VAL --dataroot elsewhere --pretrained", "give one of them"),
         ("VAL --pretrained -a resnet34", "weights were released only for"),
         ("VAL NETWORK --val-labels nowhere", "No such file or directory: 'nowhere'"),

@@ -65,7 +65,7 @@ def make_trainer(
     torch.manual_seed(config.seed)
     network = build(branches)
     if config.init and initialize:
-        load(Path(config.init)).initialize_backbone(network, data.classes)
+        load(Path(config.init).expanduser()).initialize_backbone(network, data.classes)
     mixing = Mixing(config.mixup, config.cutmix, num_classes, config.seed)
     batches = AugmentedBatches(data, config.batch_size, device, config.seed, mixing)
     criterion = SynergyLoss(**config.loss_options())

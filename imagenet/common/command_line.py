@@ -12,7 +12,6 @@ import re
 import signal
 import sys
 import traceback
-import unicodedata
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import field, fields
@@ -91,7 +90,7 @@ class ArgumentParser(argparse.ArgumentParser):
             flag, equals, value = word.partition("=")
             if not word or (equals and value in ("", "--")):  # argparse drops this
                 self.error(f"an empty argument ({word!r}): is a variable of the shell not set?")
-            if not word.isascii() and unicodedata.category(word[0]) == "Pd":
+            if word[0] in "\u2010\u2011\u2012\u2013\u2014\u2015\u2212":
                 self.error(f"{word} begins with a typographic dash; type hyphens")
             if flag.strip("-") and flag.startswith("--") and flag.replace("_", "-") not in flags:
                 self.error(f"unknown option {flag}{hint(flag.replace('_', '-'), flags)}")

@@ -86,7 +86,7 @@ class OutputConfig(DeviceConfig):
             if path and path.parent != created and not path.parent.is_dir():
                 raise UserError(f"{flag} {path}: no such folder: {path.parent}; create it first")
             replaceable = flag == "--json" and path and path.suffix == ".json" and path.is_file()
-            if path and path.suffix == ".onnx":
+            if path and path.suffix.lower() == ".onnx":
                 raise UserError(f"{flag} {path}: ONNX is not written; use torch.onnx on an export")
             if path and path.exists() and not replaceable:
                 raise UserError(f"{flag} {path}: exists already; choose another name")
@@ -170,7 +170,7 @@ class TrainingConfig(DeviceConfig):
     @property
     def checkpoint(self) -> Path | None:
         """The file or folder that --resume names, if it names one."""
-        return None if self.resume in ("", "auto") else Path(self.resume)
+        return None if self.resume in ("", "auto") else Path(self.resume).expanduser()
 
 
 def from_checkpoint(

@@ -106,7 +106,7 @@ def load(path: Path) -> dict:
         reason = reason.rpartition("WeightsUnpickler error: ")[2]
         reason = re.split(r" Check the doc|(?<=\w)\. ", reason)[0]
         with open(path, "rb") as file:
-            if file.read(8).startswith((b"<", b"version ")):
+            if file.read(64).lstrip().startswith((b"<", b"version ")):
                 reason = "it is a web page or a pointer of git-lfs; download the file itself"
         raise UserError(
             f"{path} can't be loaded as a checkpoint ({reason[:150]}); use an undamaged file that "
