@@ -70,7 +70,10 @@ def list_images(folder: Path) -> Listing:
     for label, name in enumerate(classes):
         images, others = list_class(folder / name)
         if not images:
-            raise UserError(f"{folder / name}: no image in this class; add some or remove it")
+            other = plural(others, "other item")
+            raise UserError(
+                f"{folder / name}: no image in this class, {other}; add one or remove it"
+            )
         names += images
         labels += [label] * len(images)
         with open_at_once(
