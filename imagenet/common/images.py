@@ -70,15 +70,12 @@ def list_images(folder: Path) -> Listing:
     for label, name in enumerate(classes):
         images, others = list_class(folder / name)
         if not images:
-            other = plural(others, "other item")
-            raise UserError(
-                f"{folder / name}: no image in this class, {other}; add one or remove it"
-            )
+            problem = f"no image in this class, {plural(others, 'other item')}"
+            raise UserError(f"{folder / name}: {problem}; add some or remove it")
         names += images
         labels += [label] * len(images)
-        with open_at_once(
-            images[0]
-        ) as file:  # tells apart classes whose images have the same names
+        # Tells apart classes whose images have the same names.
+        with open_at_once(images[0]) as file:
             starts.append(file.read(4096).hex())
         skipped += others
     note = f", skipped {plural(skipped, 'other item')}" if skipped else ""
