@@ -1,6 +1,7 @@
 """The log of a run: records, TensorBoard scalars, what is printed; and the report of runs."""
 
 import json
+import re
 import shutil
 import sys
 from statistics import mean, stdev
@@ -142,7 +143,9 @@ def test_runs_that_differ_only_in_the_seed_are_averaged(half, runs, report):
     train = errors_of(runs / "dks", "train")
     assert rows["dks"][3] == f"{mean(train):.2f} ± {stdev(train):.2f}" and "top-5" not in out
     assert ("WRN-10-0.25" if half.is_wrn else "resnet18") in out
-    assert f"| {mean(ours) - mean(theirs):+.2f} " in out
+    assert f"| {mean(ours) - mean(theirs):+.2f} " in out and re.search(r"\d to [+-]", out)
+    titles = "Test errors of the branches"
+    assert titles in out and titles not in report(runs / "baseline")[1]
     for n in (2, 11, 40):
         ours, theirs = ([float((i * k) % 7) for i in range(n)] for k in (3, 5))
         center, half_width = common_report(half).paired_difference(ours, theirs)
@@ -179,6 +182,15 @@ def test_runs_of_different_code_are_not_averaged(runs, report, tmp_path):
     assert rows["dks"][0] == "1" and rows["dks, code a1"][0] == "2"
     out = report(tmp_path, runs / "baseline")[1]  # a new method beside an older baseline
     assert "| dks, code a1 − baseline" in out and "| dks − " not in out
+    assert not re.search(r"\d to [+-]", out)  # there are two seeds only
+    for seed in ("2", "3"):
+        path = tmp_path / "new" / seed / "log.jsonl"
+        path.parent.mkdir(parents=True)
+        record = records(runs / "baseline" / seed)[-1]
+        record["software"]["code"] = "a1"
+        path.write_text(json.dumps(record) + "\n")
+    out = report(tmp_path, runs / "baseline")[1]
+    assert out.count("dks, code a1 − baseline, code a1") == out.count("dks, code a1 − ") == 1
 
 
 def test_folders_and_logs_that_are_no_runs_are_one_line(runs, report, tmp_path):
