@@ -146,6 +146,7 @@ def test_runs_that_differ_only_in_the_seed_are_averaged(half, runs, report):
     assert f"| {mean(ours) - mean(theirs):+.2f} " in out and re.search(r"\d to [+-]", out)
     titles = "Test errors of the branches"
     assert titles in out and titles not in report(runs / "baseline")[1]
+    assert out.count("| baseline ") == 1  # not among the branches
     for n in (2, 11, 40):
         ours, theirs = ([float((i * k) % 7) for i in range(n)] for k in (3, 5))
         center, half_width = common_report(half).paired_difference(ours, theirs)
@@ -169,6 +170,11 @@ def test_other_runs_are_not_averaged(runs, report, one, other, labels):
     assert {label: row[0] for label, row in rows.items() if label[:1] == "d"} == dict.fromkeys(
         labels, "1"
     )
+
+
+def test_a_label_of_several_folders_says_so(runs, report):
+    rows = report(runs / "dks", runs / "images")[0]
+    assert rows["dks, dks/1 and 2 more"][0] == "3" and rows["dks, images"][0] == "1"
 
 
 def test_runs_of_different_code_are_not_averaged(runs, report, tmp_path):
