@@ -128,6 +128,18 @@ def test_an_environment_of_another_launcher_is_refused(
     assert not (tmp_path / "run").exists()
 
 
+def test_too_few_images_for_the_processes_are_refused_at_the_start(half, monkeypatch):
+    distributed, error = half.scripts.distributed, half.scripts.command_line.UserError
+    monkeypatch.setattr(distributed, "world_size", lambda: 4)
+    monkeypatch.setattr(distributed, "rank", lambda: 3)
+    assert distributed.shard(4) == slice(3, 4) and distributed.steps_per_epoch(9, 4) == 2
+    for images, batch_size in ((3, 8), (9, 3)):
+        with pytest.raises(error, match="3 images for 4 processes; use fewer processes, or a l"):
+            distributed.steps_per_epoch(images, batch_size)
+    with pytest.raises(error, match="3 images for 4 processes"):
+        distributed.shard(3)
+
+
 def test_a_port_in_use_is_named(half, tmp_path, monkeypatch, capsys):
     with socket.socket() as other:
         other.bind(("localhost", 0))
