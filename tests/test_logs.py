@@ -80,15 +80,19 @@ def test_training_goes_on_without_tensorboard(half, tmp_path, monkeypatch, capsy
     assert "warning: no TensorBoard events are written (" in capsys.readouterr().out
 
 
-def test_a_log_is_truncated_and_its_partly_written_last_line_ignored(wrn, tmp_path):
+def test_a_log_is_truncated_and_its_partly_written_last_line_ignored(wrn, tmp_path, capsys):
     path = tmp_path / "log.jsonl"
-    path.write_text("".join(f'{{"epoch": {n}, "error": {n / 7}}}\n' for n in (1, 2, 3)))
+    about = {"software": {"code": "a1"}}
+    lines = [json.dumps({"epoch": n, "error": n / 7} | about) + "\n" for n in (1, 2, 3)]
+    path.write_text("".join(lines))
     with open(path, "a") as file:
         file.write('{"epoch": 4, "err')  # killed while writing
     assert [record["epoch"] for record in wrn.logs.read_log(path)] == [1, 2, 3]
-    wrn.logs.RunLog(tmp_path, {}, 2, 20)
-    assert path.read_text().count("\n") == 2
-    assert wrn.logs.read_log(path)[1] == {"epoch": 2, "error": 2 / 7}
+    wrn.logs.RunLog(tmp_path, about, 2, 20)
+    assert path.read_text().splitlines(keepends=True) == lines[:2]
+    assert capsys.readouterr().out == ""
+    wrn.logs.RunLog(tmp_path, {"software": {"code": "b2"}}, 2, 20)
+    assert capsys.readouterr().out == "note: the code is not that of the epochs before\n"
 
 
 METHODS = ("baseline", "ds", "dks")

@@ -60,6 +60,9 @@ class RunLog:
         self._path, self._about = folder / LOG, about
         if self._path.exists():
             records = [each for each in read_log(self._path) if each["epoch"] <= epoch]
+            codes = {each.get("software", {}).get("code") for each in records[-1:]}
+            if codes - {about["software"]["code"]}:
+                print_once("note: the code is not that of the epochs before")
             kept = "".join(json.dumps(each) + "\n" for each in records)
             write_atomically(self._path, lambda file: file.write(kept.encode()))
         self._writer = None
