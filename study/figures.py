@@ -14,7 +14,6 @@ from logs import CLASSIFIERS, Study, gains
 from plan import FULL_SIZE, Preset
 
 COLORS = {"baseline": "tab:gray", "ds": "tab:blue", "dks": "tab:red"}
-BANDS = "mean over the seeds, band from the lowest to the highest; dotted: the learning rate falls"
 
 
 def figures(preset: Preset, study: Study) -> dict[str, Figure]:
@@ -47,6 +46,12 @@ def draw_curves(axes: Axes, study: Study, test: Callable, train=lambda epoch: No
         axes.axvline(epoch, color="gray", linestyle=":", linewidth=0.8)
 
 
+def explain_curves(study: Study) -> str:
+    several = any(len(runs) > 1 for runs in study.values())
+    text = "mean over the seeds, band from the lowest to the highest; " * several
+    return f"{text}dotted: the learning rate falls"
+
+
 def draw_errors(study: Study) -> Figure:
     """Draw the errors of each method, whole and enlarged."""
     figure = Figure(figsize=(10, 4.5), layout="constrained")
@@ -57,7 +62,7 @@ def draw_errors(study: Study) -> Figure:
     whole.legend(title="test error (dashed: training)")
     best = [run.errors["best"] for runs in study.values() for run in runs.values()]
     enlarged.set(ylim=(min(best) - 1, max(best) + 4), title="enlarged")
-    figure.suptitle(BANDS, fontsize=9)
+    figure.suptitle(explain_curves(study), fontsize=9)
     return figure
 
 
@@ -91,5 +96,5 @@ def draw_divergences(study: Study) -> Figure:
     grid[0][0].legend()
     figure.supxlabel("epoch", fontsize=10)
     figure.supylabel("KL(p of the first ‖ p of the second), nats, log scale", fontsize=10)
-    figure.suptitle(f"on the test images: {BANDS}", fontsize=9)
+    figure.suptitle(f"on the test images: {explain_curves(study)}", fontsize=9)
     return figure
