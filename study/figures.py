@@ -21,7 +21,9 @@ def figures(preset: Preset, study: Study) -> dict[str, Figure]:
     if preset.settings:
         values = {label: [*each.values()] for label, each in gains(preset, study).items()}
         title = "test error of DKS − that of its baseline, points"
-        return {"study_gains.png": draw_dots(values, title)}
+        figure = draw_dots(values, title)
+        figure.axes[0].axvline(0, color="gray", linewidth=0.8)  # no gain
+        return {"study_gains.png": figure}
     methods = {method: study[method] for method in METHODS if method in study}
     if preset is FULL_SIZE:
         return {"cifar100_error.png": draw_errors(methods)}
