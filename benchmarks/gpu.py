@@ -2,7 +2,6 @@
 
     make gpu-check                                      every check, and gpu-check.json
     python benchmarks/gpu.py --only agreement memory    these checks
-    python benchmarks/gpu.py --full                     also the other dtypes with --compile
 
 Without a GPU, the checks run on the CPU with tiny networks. That tests the checks; it proves
 nothing about GPUs.
@@ -209,9 +208,9 @@ def scale(folder: Path) -> tuple[str, None, list]:
     return f"{rates[0]:,.0f} and {rates[1]:,.0f} images/s: {efficiency:.0%}", None, rates
 
 
-def steps(half: Path, names: list[str], full: bool) -> Iterator[Check]:
+def steps(half: Path, names: list[str]) -> Iterator[Check]:
     """Run checks of training steps in a process of their own, which a fault or a limit may kill."""
-    argv = sys.executable, FOLDER / "gpu_steps.py", half.name, DEVICE, str(full), *names
+    argv = sys.executable, FOLDER / "gpu_steps.py", half.name, DEVICE, *names
     with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as process:
         for line in process.stdout:
             yield Check(*json.loads(line))
@@ -227,7 +226,6 @@ def main() -> None:
     names = [*(check.__name__ for check in COMMANDS), *STEPS[WRN]]
     parser = argparse.ArgumentParser(description="Check this code on a GPU.")
     parser.add_argument("--only", nargs="+", choices=names, default=names, help="these checks")
-    parser.add_argument("--full", action="store_true", help="time more combinations of options")
     parser.add_argument("--json", type=Path, help="also write the rows to this file")
     options, rows = parser.parse_args(), []
     select_device("auto")  # one line if it does not work
@@ -239,7 +237,7 @@ def main() -> None:
         parts = [check(Path(folder)) for check in COMMANDS if check.__name__ in options.only]
         for half, checks in STEPS.items():
             if chosen := [check for check in checks if check in options.only]:
-                parts.append(steps(half, chosen, options.full))
+                parts.append(steps(half, chosen))
         for row in chain(*parts):
             rows.append(row)
             verdict = {None: "–", True: "yes", False: "**no**"}[row.passed]

@@ -1,8 +1,8 @@
 """The checks of `gpu.py` that run training steps of one script folder, in this process.
 
-    python benchmarks/gpu_steps.py HALF cpu|cuda False|True CHECK ...
+    python benchmarks/gpu_steps.py HALF cpu|cuda CHECK ...
 
-HALF is wrn_DKS or imagenet; True: --full. On the CPU, everything is tiny. Prints rows as JSON.
+HALF is wrn_DKS or imagenet. On the CPU, everything is tiny. Prints rows as JSON.
 """
 
 import contextlib
@@ -32,7 +32,7 @@ from common.engine import Trainer
 from common.evaluation import Batch
 from timing import Check, attempt, released_step, step_costs
 
-IS_CIFAR, FULL = sys.argv[1] == "wrn_DKS", sys.argv[3] == "True"
+IS_CIFAR = sys.argv[1] == "wrn_DKS"
 make_run = importlib.import_module("cifar" if IS_CIFAR else "imagenet").make_run
 CPU, DEVICE = torch.device("cpu"), select_device(sys.argv[2])
 torch.backends.cudnn.benchmark = True  # as in main.py
@@ -188,20 +188,18 @@ def compilation() -> Iterator[Check]:
 def throughput() -> Iterator[Check]:
     """Time training steps, and those of the released configuration."""
     dtypes = ("float32", "bfloat16", "float16")[: 3 if IS_GPU else 2]
-    modes = ("", "--compile", "reduce-overhead") if IS_GPU else ("",)
     peaks = {dtype: matmul_tflops(getattr(torch, dtype)) for dtype in dtypes}
     text = ", ".join(f"{dtype} {peak:.3g} TFLOP/s" for dtype, peak in peaks.items())
     yield Check("matrix products (float32: TF32)", text, values=peaks)
     for name, method in product(LARGE, ("baseline", "dks")[: 1 + THOROUGH]):
         words = f"{LARGE[name]} --method {method}"
         title = f"{name} {method}, released configuration"
-        yield attempt(title, "–", time_steps, words, "released")
-        for dtype, mode in product(dtypes, modes):
-            if mode and not FULL and (dtype, method) != ("bfloat16", "dks"):
-                continue
-            if mode != "reduce-overhead" or name == "WRN-16-2":
-                work = time_steps, f"{words} --dtype {dtype}", mode, peaks[dtype]
-                yield attempt(f"{name} {method}, {dtype} {mode}".strip(), "–", *work)
+        yield attempt(title, "–", time_steps, words, 0, True)
+        for dtype in dtypes:
+            compiled = IS_GPU and (dtype, method) == ("bfloat16", "dks")
+            for flag in ("", " --compile")[: 1 + compiled]:
+                work = time_steps, f"{words} --dtype {dtype}{flag}", peaks[dtype]
+                yield attempt(f"{name} {method}, {dtype}{flag}", "–", *work)
 
 
 def matmul_tflops(dtype: torch.dtype) -> float:
@@ -214,14 +212,12 @@ def matmul_tflops(dtype: torch.dtype) -> float:
     return 2 * size**3 / ms / 1e9
 
 
-def time_steps(words: str, mode: str, peak_tflops: float = 0) -> tuple[str, None, dict]:
-    """Time steps on one batch. `mode` is released, --compile, reduce-overhead or empty: eager."""
+def time_steps(words: str, peak_tflops: float, released: bool = False) -> tuple[str, None, dict]:
+    """Time steps on one batch, by default this code's."""
     torch.compiler.reset()  # after a few networks, it would compile no more
-    trainer, batches = make_run(f"{words} {mode if mode == '--compile' else ''}", DEVICE, 1)
+    trainer, batches = make_run(words, DEVICE, 1)
     batch = next(batches)
-    if mode == "reduce-overhead":  # CUDA graphs, which no option selects
-        trainer._parallel = torch.compile(trainer.model, dynamic=False, mode=mode)
-    step = released_step(trainer) if mode == "released" else trainer.train_step
+    step = released_step(trainer) if released else trainer.train_step
     costs = step_costs(partial(step, batch), DEVICE)
     text = f"{1000 * batch.total / costs['ms']:,.0f} images/s, {costs['ms']:.1f} ms a step "
     text += f"(host {costs['host_ms']:.1f} ms), {costs['busy']:.0%} busy, {costs['gib']:.1f} GiB"
@@ -238,7 +234,7 @@ def main() -> None:
     signal.alarm(3600)  # ends this process if something hangs
     rows = sys.stdout
     with contextlib.redirect_stdout(io.StringIO()):
-        for name in sys.argv[4:]:
+        for name in sys.argv[3:]:
             for row in globals()[name]():
                 print(json.dumps(row), file=rows, flush=True)
                 torch.cuda.empty_cache()
