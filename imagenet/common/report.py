@@ -248,7 +248,9 @@ def draw(curves: dict[str, list[list[tuple]]], path: Path) -> None:
         whole.set_ylim(bottom=0)
         columns = max(1, 130 // max(len(label) + 8 for label in curves))
         place = {"loc": "upper center", "bbox_to_anchor": (0.5, 0), "ncols": columns}
-        title = "test error (dashed: training), mean over the seeds; band: from lowest to highest"
+        several = any(len(runs) > 1 for runs in curves.values())
+        band = ", mean over the seeds; band: from lowest to highest"
+        title = f"test error (dashed: training){band * several}"
         figure.legend(*whole.get_legend_handles_labels(), title=title, **place)
         figure.savefig(path, dpi=150, bbox_inches="tight")
     except Exception as error:  # matplotlib can be missing or broken in many ways
