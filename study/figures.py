@@ -51,7 +51,7 @@ def draw_curves(axes: Axes, study: Study, test: Callable, train=lambda epoch: No
 def explain_curves(study: Study) -> str:
     several = any(len(runs) > 1 for runs in study.values())
     text = "mean over the seeds, band from the lowest to the highest; " * several
-    return f"{text}dotted: the learning rate falls"
+    return f"{text}dotted: learning-rate decay"
 
 
 def draw_errors(study: Study) -> Figure:
