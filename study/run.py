@@ -81,7 +81,8 @@ def train_all(runs: dict[str, dict], folder: Path, jobs: int) -> list[str]:
             process = subprocess.Popen(command, stdout=output, stderr=output)
             processes.append(process)
             status = process.wait()
-        print(f"{name}: {'FAILED' if status else 'done'}", flush=True)
+        # One write, end of line included: two threads can print at the same time.
+        print(f"{name}: {'FAILED' if status else 'done'}\n", end="", flush=True)
         return name if status else ""
 
     with ThreadPoolExecutor(jobs) as pool:
